@@ -1,0 +1,101 @@
+# `make demo` and `make test` do all set-up by themselves. `make` lists the targets.
+PYTHON ?= python3
+VENV ?= .venv
+JOBS ?= 2
+TORCH := 2.13.0
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+py := $(VENV)/bin/python
+ready := $(VENV)/.ready
+venv310 := .venv-py310
+ready310 := $(venv310)/.ready
+pip := -m pip --disable-pip-version-check -qq install --constraint constraints.txt
+say := @printf '== %s\n'
+
+.PHONY: help venv demo test lint types docs sdk vendor test-py310 bench lock clean
+
+help:  ## list what there is
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
+
+venv: $(ready)  ## .venv from $PYTHON (3.10 to 3.13), everything at the versions of constraints.txt
+
+$(ready): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || \
+	  { echo "snncc's pinned environment needs Python 3.10 to 3.13, $(PYTHON) is another (or missing): make PYTHON=python3.12 ..."; exit 1; }
+	$(say) "environment in $(VENV): $$($(PYTHON) --version), the first time takes a minute or two"
+	@$(py) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(py) $(pip) hatchling editables
+	@$(py) $(pip) --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+demo: $(ready)  ## train a small CNN on digits, compile it for DYNAP-CNN, show what each stage costs
+	$(say) "demo: examples/digits_dynapcnn.py"
+	@$(py) examples/digits_dynapcnn.py
+
+test: $(ready)  ## all tests but those that run a vendor's software
+	$(say) "tests, $(JOBS) at a time"
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m 'not vendor'
+
+lint: $(ready)  ## ruff: rules (the layering rule among them) and format
+	$(say) "lint"
+	@$(py) -m ruff check .
+	@$(py) -m ruff format --check .
+
+types: $(ready)  ## mypy --strict on the package
+	$(say) "types"
+	@$(py) -m mypy
+
+docs: $(ready)  ## the documentation site, in build/site
+	$(say) "docs"
+	@$(py) $(pip) --no-build-isolation --editable '.[docs]'
+	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --quiet --strict --site-dir build/site
+
+sdk: $(ready)  ## environments with the vendors' own software, in a cache folder (needs a Python 3.10)
+	$(say) "vendor environments"
+	@$(py) -m snncc.sdk build samna
+
+vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNNCC_REQUIRE_SDK=1: fail where it is missing)
+	$(say) "vendor tests"
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m vendor
+
+ir_tests := $(wildcard tests/ir tests/test_ir*.py)
+
+# Where SDKs pin Python 3.10 there is no current torch: what must run there is the IR, on numpy and networkx.
+test-py310: $(ready310)  ## on Python 3.10 without torch: the tests of snncc/ir, and what else must import there
+	$(say) "tests of snncc/ir on $$($(venv310)/bin/python --version), without torch"
+	@test -n '$(ir_tests)' || { echo 'no tests of snncc/ir found: have they moved?'; exit 1; }
+	@$(venv310)/bin/python -m compileall -q snncc
+	@$(venv310)/bin/snncc --help >/dev/null
+	@$(venv310)/bin/python -m pytest -n $(JOBS) -m 'not vendor' $(ir_tests) \
+	  tests/test_layering.py::test_torch_free_layers_import_where_there_is_no_torch
+
+$(ready310): pyproject.toml constraints.txt
+	@for python in $${PYTHON310:-python3.10} $${PYENV_ROOT:-$$HOME/.pyenv}/versions/3.10.*/bin/python3.10; do \
+	  if "$$python" --version >/dev/null 2>&1; then found=$$python; break; fi; \
+	done; \
+	test -n "$${found:-}" || { echo "no Python 3.10 found: make test-py310 PYTHON310=/path/to/python3.10"; exit 1; }; \
+	printf '== environment in $(venv310): %s, without torch\n' "$$("$$found" --version)"; \
+	"$$found" -m venv --clear $(venv310)
+	@$(venv310)/bin/python $(pip) hatchling editables hypothesis networkx numpy pytest pytest-xdist rich safetensors xdsl
+	@$(venv310)/bin/python $(pip) --no-build-isolation --no-deps --editable .
+	@touch $@
+
+bench: $(ready)  ## compile a ResNet-152 beside its peers: time and memory
+	$(say) "benchmarks/compile_time.py"
+	@$(py) benchmarks/compile_time.py
+
+lock: $(ready)  ## write constraints.txt anew for Python 3.10 to 3.13
+	$(say) "constraints.txt"
+	@$(py) -m pip --disable-pip-version-check -qq install uv
+	@{ echo '# Every package of every extra, for Python 3.10 to 3.13. Written by `make lock`.'; \
+	  echo 'torch==$(TORCH)' | $(py) -m uv pip compile --quiet --universal --python-version 3.10 --all-extras \
+	    --no-header --no-annotate --constraint - pyproject.toml; } > constraints.new
+	@mv constraints.new constraints.txt
+
+clean:  ## remove the environments, caches and build outputs
+	rm -rf $(VENV) $(venv310) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

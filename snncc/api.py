@@ -1,0 +1,190 @@
+"""compile and check: from a PyTorch model to a compiled one, or to everything that stands in the way."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from snncc.compiled import CompiledModel, as_arrays
+from snncc.ir import CompileError, Diagnostic, Graph, SnnccError
+from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.types import Array
+from snncc.passes.base import Context, Pass, Progress, StageRecord, no_progress, run_pipeline
+from snncc.passes.calibrate import Calibrate
+from snncc.targets import find
+from snncc.targets.base import Options, Target
+
+if TYPE_CHECKING:
+    import torch
+
+BATCH = 64  # samples of an array that is fed as calibration data
+SAMPLE = 256  # samples that passes may measure on
+
+
+def compile(
+    model: torch.nn.Module,
+    target: str | Target = "reference",
+    *,
+    example_input: Any = None,
+    calibration: Any = None,
+    progress: Progress | bool | None = None,
+    after: Callable[[StageRecord], None] = lambda record: None,
+    **options: Any,
+) -> CompiledModel:
+    """Compile a trained network for a target. The model itself is left as it was.
+
+    Args:
+        model: the network, in any mode; it is compiled as it infers.
+        target: a name out of :func:`snncc.targets`, or a target object.
+        example_input: one batch (N, *shape), or a tuple of batches for several inputs; only its shape matters, and its
+            values for a check of the traced graph against the model. By default the first calibration batch.
+        calibration: typical inputs: an array or tensor (N, *shape), or any iterable of batches, each an array, a
+            tensor, or a tuple that starts with the inputs (labels behind them are ignored). Read once, as a stream.
+        progress: True or False for progress bars; by default if a person is watching.
+        after: called with every stage as it comes.
+        options: see :class:`snncc.targets.base.Options`: timesteps, bias, encoding, reset, threshold, ...
+
+    Raises:
+        CompileError: the model cannot be compiled for this target; lists all reasons that were found.
+        InputError: an argument that cannot be used.
+    """
+    chosen, asked = _target(target), Options.of(options)
+    passes = chosen.passes(asked)
+    context = Context(timesteps=asked.timesteps, progress=_progress(progress))
+    graph = _trace(model, example_input, calibration, context)
+    records = run_pipeline(passes, graph, context, after)
+    result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
+    chosen.files(result.graph)  # what cannot be written is said now, not when it is saved
+    return result
+
+
+def check(
+    model: torch.nn.Module,
+    target: str | Target = "reference",
+    *,
+    example_input: Any = None,
+    calibration: Any = None,
+    **options: Any,
+) -> list[Diagnostic]:
+    """Everything that :func:`compile` would say, without raising: empty if nothing stands in the way.
+
+    Without calibration data, the passes that need none are run: tracing, folding, and the target's limits.
+    """
+    chosen, asked = _target(target), Options.of(options)
+    passes: list[Pass] = chosen.passes(asked)
+    if calibration is None:
+        at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
+        passes = passes[:at]
+    context = Context(timesteps=asked.timesteps)
+    try:
+        graph = _trace(model, example_input, calibration, context)
+        records = run_pipeline(passes, graph, context)
+        if calibration is not None:
+            chosen.files(records[-1].graph)
+    except SnnccError as error:
+        return list(error.diagnostics)
+    return context.diagnostics
+
+
+def _target(target: str | Target) -> Target:
+    return find(target) if isinstance(target, str) else target
+
+
+def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context: Context) -> Graph:
+    """The traced graph; fills the context's engine and calibration data.
+
+    Raises:
+        CompileError: with all diagnostics of the front end.
+    """
+    import torch
+
+    from snncc.engine import TorchEngine
+    from snncc.frontend import trace
+
+    if not isinstance(model, torch.nn.Module):
+        raise input_error("SNN070", f"the model is a {type(model).__name__}, not a torch.nn.Module")
+    engine = TorchEngine()
+    context.engine = engine
+    batches, first = _peek(calibration)
+    if example_input is None:
+        if first is None:
+            raise input_error(
+                "SNN070", "neither example_input nor calibration data was given", "pass one batch of input"
+            )
+        # A calibration batch may have labels behind the inputs: as many as the model takes are inputs.
+        example_input = first[0]
+    example = tuple(torch.as_tensor(a) for a in as_arrays(example_input))
+
+    def evaluate(graph: Graph, xs: list[Array]) -> list[Array]:
+        values = engine.run(graph, *xs)
+        return [values[name] for name in graph.outputs]
+
+    graph, found = trace(model, example, evaluate=evaluate)
+    context.diagnostics.extend(found)
+    if graph is None or errors(found):
+        raise CompileError(found)
+    if first is not None:
+        n = len(graph.inputs)
+        context.sample = (_inputs(first, n, graph, SAMPLE),)
+        context.calibration = (_inputs(batch, n, graph) for batch in batches)
+    return graph
+
+
+def _peek(calibration: Any) -> tuple[Iterator[tuple[Array, ...]], tuple[Array, ...] | None]:
+    """The batches as tuples of arrays, and the first of them (None: there is none)."""
+    if calibration is None:
+        return iter(()), None
+    batches = map(_batch, _split(calibration))
+    first = next(batches, None)
+    if first is None:
+        raise input_error("SNN011", "the calibration data is empty")
+    return chain((first,), batches), first
+
+
+def _split(calibration: Any) -> Iterable[Any]:
+    """An array or tensor as batches; an iterable as it is."""
+    if hasattr(calibration, "shape") and hasattr(calibration, "__getitem__"):
+        return (calibration[i : i + BATCH] for i in range(0, len(calibration), BATCH))
+    if isinstance(calibration, str | bytes) or not isinstance(calibration, Iterable):
+        raise input_error(
+            "SNN011",
+            f"calibration data of type {type(calibration).__name__}",
+            "pass an array (N, *shape), or an iterable of batches",
+        )
+    return calibration
+
+
+def _batch(batch: Any) -> tuple[Array, ...]:
+    if isinstance(batch, dict):
+        raise input_error("SNN011", "a calibration batch is a dict", "make it a tuple that starts with the inputs")
+    return as_arrays(batch)
+
+
+def _inputs(batch: tuple[Array, ...], n: int, graph: Graph, most: int | None = None) -> tuple[Array, ...]:
+    """The inputs of a batch, without labels behind them, shapes checked."""
+    if len(batch) < n:
+        raise input_error("SNN011", f"the network has {n} inputs, a calibration batch {len(batch)}")
+    for node, x in zip(graph.inputs, batch[:n], strict=True):
+        if x.ndim < 1 or x.shape[1:] != node.type.shape:
+            want = ", ".join(map(str, ("N", *node.type.shape)))
+            raise input_error("SNN005", f"calibration data for `{node.name}` must have shape ({want}), got {x.shape}")
+    return tuple(x[:most] for x in batch[:n])
+
+
+def _progress(progress: Progress | bool | None) -> Progress:
+    if progress is None:
+        progress = sys.stderr.isatty()
+    if isinstance(progress, bool):
+        return rich_progress if progress else no_progress
+    return progress
+
+
+def rich_progress(items: Iterable[Any], what: str) -> Iterable[Any]:
+    """A progress bar on standard error."""
+    from rich.console import Console
+    from rich.progress import track
+
+    total = len(items) if isinstance(items, Sequence) else None
+    yield from track(items, what, total=total, console=Console(stderr=True), transient=True)

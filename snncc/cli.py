@@ -1,0 +1,371 @@
+"""The command line. It answers at once: everything that takes long to import is imported by the command that needs it.
+
+Exit status: 0 done, 1 the compiler or a vendor's tool said no, 2 wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from snncc.compiled import CompiledModel
+    from snncc.ir.types import Array
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns the exit status."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 2
+    from snncc.ir.diagnostics import SnnccError
+
+    try:
+        return int(options.command(options))
+    except SnnccError as error:
+        from snncc.console import console, print_diagnostics
+
+        if getattr(options, "json", False):
+            _say({"ok": False, "diagnostics": [d.to_json() for d in error.diagnostics]})
+        else:
+            print_diagnostics(error.diagnostics, console(stderr=True))
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    from snncc.sdk import ENVIRONMENTS
+
+    parser = argparse.ArgumentParser(
+        prog="snncc", description="Compiles trained PyTorch networks for neuromorphic hardware."
+    )
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+
+    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=summary, description=summary)
+        sub.set_defaults(command=run)
+        sub.add_argument("--json", action="store_true", help="answer as JSON on standard output")
+        return sub
+
+    sub = command("compile", _compile, "Compile a network and write the folder for a target.")
+    _model_arguments(sub)
+    sub.add_argument("-o", "--output", type=Path, required=True, help="the folder to write")
+    sub = command("check", _check, "Say everything that stands in the way of a target; write nothing.")
+    _model_arguments(sub)
+    sub = command("targets", _targets, "List the targets, or one target's limits.")
+    sub.add_argument("target", nargs="?", help="a target")
+    sub = command("simulate", _simulate, "Run a written folder in the target's arithmetic.")
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--input", type=Path, required=True, help=".npy or .npz, (N, *shape)")
+    sub.add_argument("--labels", type=Path, help=".npy or .npz with classes (N,): prints the accuracy")
+    sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
+    sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes), and spike counts")
+    sub = command(
+        "run", _run, "Validate a written folder with the vendor's runtime or, with --input, run it on a board."
+    )
+    sub.add_argument("folder", type=Path)
+    sub.add_argument("--input", type=Path, help=".npy or .npz, (N, *shape): run on a board")
+    sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
+    sub.add_argument("--timestep-us", type=int, default=1000, help="length of a time step on the board (1000)")
+    sub.add_argument("--device", help="the board, in the vendor's words")
+    sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes)")
+    sub.add_argument("--python", type=Path, help=f"an interpreter with the SDK ({', '.join(ENVIRONMENTS)})")
+    sub = command("dump", _dump, "Print the stages of a compile, or of a written folder, as MLIR.")
+    _model_arguments(sub, folder=True)
+    sub.add_argument("--after", metavar="PASS", help="the graph after this pass only (default: the last)")
+    sub.add_argument("--print-after-all", action="store_true", help="the graph after every pass")
+    sub.add_argument("--only-changed", action="store_true", help="skip passes that changed nothing")
+    sub.add_argument("--no-loc", action="store_true", help="without source locations")
+    return parser
+
+
+def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None:
+    other = ", or a written folder" if folder else ""
+    sub.add_argument("model", help=f"package.module:name or file.py:name, an nn.Module or what makes one{other}")
+    sub.add_argument("--target", default="reference", help="see `snncc targets` (reference)")
+    sub.add_argument("--weights", type=Path, help=".safetensors with the model's state_dict")
+    sub.add_argument("--input-shape", metavar="C,H,W", help="without the batch axis; default: the calibration data's")
+    sub.add_argument("--calibration", type=Path, help=".npy or .npz of typical inputs (N, *shape)")
+    sub.add_argument("--timesteps", type=int)
+    sub.add_argument("--bias", help="error, warn (default), keep, strip or fold")
+    sub.add_argument("--encoding", help="constant, rate, bernoulli or spikes; default: the target's")
+    sub.add_argument("--reset", help="subtract (default) or zero")
+    sub.add_argument("--threshold", help="mse (default), percentile or max")
+    sub.add_argument("--percentile", type=float)
+    sub.add_argument("--per", help="thresholds per channel (default) or layer")
+    sub.add_argument("--v0", type=float, help="initial potential in thresholds (0.5)")
+    sub.add_argument("--weight-bits", type=int)
+    sub.add_argument("--seed", type=int)
+
+
+OPTIONS = (
+    "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "weight_bits", "seed",
+)  # fmt: skip
+
+
+# --- commands -------------------------------------------------------------------------------------------------------
+
+
+def _compile(options: argparse.Namespace) -> int:
+    from snncc.console import console, core_table, print_diagnostics, report_table
+
+    compiled = _compiled(options)
+    folder = compiled.save(options.output)
+    if options.json:
+        found = [d.to_json() for d in compiled.diagnostics]
+        _say({"ok": True, "folder": str(folder), "diagnostics": found, "report": compiled.report})
+        return 0
+    print_diagnostics(compiled.diagnostics, console(stderr=True))
+    out = console()
+    out.print(report_table(compiled))
+    cores = core_table(compiled)
+    if cores is not None:
+        out.print(cores)
+    out.print(f"written: {folder}", markup=False)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from snncc.api import check
+    from snncc.console import console, print_diagnostics
+    from snncc.ir.diagnostics import errors
+
+    model, arguments = _model(options)
+    found = check(model, options.target, **arguments)
+    failed = bool(errors(found))
+    if options.json:
+        _say({"ok": not failed, "diagnostics": [d.to_json() for d in found]})
+        return int(failed)
+    print_diagnostics(found, console(stderr=True))
+    if not failed:
+        more = "" if options.calibration else " (as far as that can be told without calibration data)"
+        print(f"nothing stands in the way of {options.target}{more}")
+    return int(failed)
+
+
+def _targets(options: argparse.Namespace) -> int:
+    from snncc.targets import all_targets, find
+
+    chosen = [find(options.target)] if options.target else list(all_targets().values())
+    if options.json:
+        _say([{"name": t.name, "summary": t.summary, "limits": t.limits()} for t in chosen])
+        return 0
+    from snncc.console import console, limits_view, targets_table
+
+    console().print(limits_view(chosen[0]) if options.target else targets_table(chosen))
+    return 0
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    from snncc.api import _progress
+    from snncc.compiled import load
+
+    compiled = load(options.folder)
+    x = _array(options.input)
+    done = compiled.simulate(x, options.timesteps, progress=_progress(None))
+    answer: dict[str, Any] = {
+        "samples": len(done.output),
+        "timesteps": done.timesteps,
+        "rates": done.rates,
+        "synops_per_sample": {name: float(v.mean()) for name, v in done.synops.items()},
+    }
+    if options.labels:
+        labels = _array(options.labels)
+        if labels.shape != (len(done.output),):
+            from snncc.ir.diagnostics import input_error
+
+            raise input_error("SNN074", f"labels must have shape ({len(done.output)},), got {labels.shape}")
+        answer["accuracy"] = float((done.output.argmax(axis=1) == labels).mean())
+    return _output(options, answer, done.output)
+
+
+def _run(options: argparse.Namespace) -> int:
+    from snncc.compiled import load
+
+    compiled = load(options.folder)
+    if options.input is None:
+        answer = compiled.validate(options.python)
+        if options.json:
+            _say({"ok": answer.valid, "message": answer.message, "version": answer.version})
+        else:
+            said = "valid" if answer.valid else f"NOT VALID: {answer.message}"
+            print(f"{options.folder}: {said} ({compiled.target.environment} {answer.version})")
+        return int(not answer.valid)
+    done = compiled.run(
+        _array(options.input), options.timesteps, python=options.python, device=options.device,
+        timestep_us=options.timestep_us,
+    )  # fmt: skip
+    return _output(options, {"samples": len(done.output), "timesteps": done.timesteps}, done.output)
+
+
+def _output(options: argparse.Namespace, answer: dict[str, Any], output: Array) -> int:
+    if options.output:
+        import numpy as np
+
+        np.savez(options.output, output=output)
+        answer["written"] = str(options.output)
+    if options.json:
+        _say({"ok": True, **answer, "classes": output.argmax(axis=1).tolist()})
+        return 0
+    for name, value in answer.items():
+        if isinstance(value, dict):
+            print(f"{name}:")
+            for key, number in value.items():
+                print(f"  {key:<30} {number:,.4g}")
+        else:
+            print(f"{name}: {value}")
+    return 0
+
+
+def _dump(options: argparse.Namespace) -> int:
+    from snncc.compiled import load
+    from snncc.ir import print_graph
+    from snncc.ir.diagnostics import input_error
+
+    records = (load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)).records
+    if options.after:
+        named = [r for r in records if r.label.partition("{")[0] == options.after]
+        if not named:
+            known = ", ".join(r.label.partition("{")[0] for r in records)
+            raise input_error("SNN070", f"there is no pass {options.after!r}", f"choose one of {known}")
+        records = tuple(named[-1:])
+    elif not options.print_after_all:
+        records = records[-1:]
+    chosen = [r for r in records if r.changed or not options.only_changed]
+    if options.json:
+        _say([{"label": r.label, "text": print_graph(r.graph, not options.no_loc)} for r in chosen])
+        return 0
+    for record in chosen:
+        print(print_graph(record.graph, not options.no_loc, banner=record.label))
+    return 0
+
+
+# --- what users name --------------------------------------------------------------------------------------------------
+
+
+def _compiled(options: argparse.Namespace) -> CompiledModel:
+    from snncc.api import compile
+
+    model, arguments = _model(options)
+    return compile(model, options.target, **arguments)
+
+
+def _model(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
+    """The model, and the arguments of compile and check."""
+    import numpy as np
+
+    from snncc.ir.diagnostics import input_error
+
+    model = _import(options.model)
+    if options.weights is not None:
+        _load_weights(model, options.weights)
+    arguments: dict[str, Any] = {n: getattr(options, n) for n in OPTIONS if getattr(options, n) is not None}
+    if options.calibration is not None:
+        arguments["calibration"] = _array(options.calibration)
+    if options.input_shape is not None:
+        try:
+            shape = tuple(int(n) for n in options.input_shape.split(","))
+        except ValueError:
+            raise input_error("SNN070", f"input shape {options.input_shape!r}", "write it as 1,28,28") from None
+        if min(shape) < 1:
+            raise input_error("SNN070", f"input shape {options.input_shape!r} has an empty axis")
+        # Random, not zero: the traced graph is held against the model on it.
+        arguments["example_input"] = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
+    elif options.calibration is None:
+        raise input_error("SNN070", "neither --input-shape nor --calibration was given")
+    return model, arguments
+
+
+def _import(spec: str) -> Any:
+    """The nn.Module that ``package.module:name`` or ``file.py:name`` names or makes."""
+    import importlib
+    import importlib.util
+
+    import torch
+
+    from snncc.ir.diagnostics import input_error
+
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+    if place.endswith(".py"):
+        path = Path(place)
+        if not path.is_file():
+            raise input_error("SNN071", f"there is no file {path}")
+        found = importlib.util.spec_from_file_location(path.stem, path)
+        assert found is not None and found.loader is not None
+        module = importlib.util.module_from_spec(found)
+        sys.modules[path.stem] = module
+        sys.path.insert(0, str(path.parent))
+        found.loader.exec_module(module)
+    else:
+        sys.path.insert(0, "")
+        try:
+            module = importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise input_error("SNN070", f"no module {place!r}: {error}") from None
+    if not hasattr(module, name):
+        raise input_error("SNN070", f"{place} has no {name!r}")
+    value = getattr(module, name)
+    model = value if isinstance(value, torch.nn.Module) else value() if callable(value) else value
+    if not isinstance(model, torch.nn.Module):
+        raise input_error("SNN070", f"{spec} is a {type(model).__name__}, not a torch.nn.Module")
+    return model
+
+
+def _load_weights(model: Any, path: Path) -> None:
+    """A state_dict out of a safetensors file. Pickled files are refused: to read one is to run it."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from snncc.ir.diagnostics import input_error
+
+    if path.suffix != ".safetensors":
+        raise input_error(
+            "SNN071",
+            f"weights {path}: only .safetensors are read",
+            "convert once, where you trust the file: safetensors.torch.save_file(model.state_dict(), 'w.safetensors')",
+        )
+    try:
+        state = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise input_error("SNN071", f"weights {path} cannot be read: {error}") from None
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise input_error("SNN071", f"weights {path} do not fit the model: {error}") from None
+
+
+def _array(path: Path) -> Array:
+    """A .npy file, or the only array (or the one called ``x``) of a .npz."""
+    import numpy as np
+
+    from snncc.ir.diagnostics import input_error
+
+    try:
+        data = np.load(path, allow_pickle=False)
+        if isinstance(data, np.lib.npyio.NpzFile):
+            with data:
+                name = "x" if "x" in data.files else data.files[0] if len(data.files) == 1 else None
+                if name is None:
+                    raise input_error(
+                        "SNN071", f"{path} has arrays {', '.join(data.files)}", "call the one to read `x`"
+                    )
+                return np.asarray(data[name])
+        return np.asarray(data)
+    except (OSError, ValueError, EOFError) as error:
+        raise input_error("SNN071", f"{path} cannot be read: {error}") from None
+
+
+def _say(data: Any) -> None:
+    print(json.dumps(data, indent=1))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,444 @@
+"""The result of a compile: its stages, its report, how it runs, and the folder that holds all of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snncc import sdk
+from snncc.ir import Diagnostic, Graph, InputError, Param, Severity, Stage, Store, ops, parse, print_graph
+from snncc.ir.diagnostics import input_error
+from snncc.ir.encode import encode
+from snncc.ir.types import Array
+from snncc.passes.base import Progress, StageRecord
+from snncc.targets.base import Options, Target
+
+if TYPE_CHECKING:
+    from snncc.engine import Simulation
+
+FORMAT = 1  # of the folder; raised when an older reader would misread it
+MANIFEST, WEIGHTS, STAGES = "manifest.json", "weights.safetensors", "stages"
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What the vendor's validator answered."""
+
+    valid: bool
+    message: str
+    version: str
+
+
+@dataclass
+class CompiledModel:
+    """A network compiled for a target.
+
+    Attributes:
+        target: what it was compiled for.
+        options: what was asked for.
+        records: every stage, from the traced network on, with the pass that made it, its time and diagnostics.
+        diagnostics: all warnings and notes.
+        sample: the first calibration samples, on which the report measures (empty in a loaded model).
+    """
+
+    target: Target
+    options: Options
+    records: tuple[StageRecord, ...]
+    diagnostics: tuple[Diagnostic, ...] = ()
+    sample: Sequence[tuple[Array, ...]] = ()
+    _saved_report: list[dict[str, Any]] | None = field(default=None, repr=False)
+
+    @property
+    def graph(self) -> Graph:
+        """The last stage."""
+        return self.records[-1].graph
+
+    @property
+    def stages(self) -> dict[str, Graph]:
+        """The last graph of each stage by its name: "ann", "folded", "snn", "int" and, on hardware, "mapped"."""
+        return {record.graph.stage.value: record.graph for record in self.records}
+
+    # --- running ---
+
+    def simulate(
+        self,
+        x: Any,
+        timesteps: int | None = None,
+        *,
+        stage: str | None = None,
+        record: Iterable[str] | str | None = None,
+        progress: Progress | None = None,
+        **engine: Any,
+    ) -> Simulation:
+        """Run in the target's own integer arithmetic, on the fast engine.
+
+        Args:
+            x: real inputs (N, *shape), or counts (T, N, *shape) if compiled with encoding="spikes"; for several inputs
+                a tuple. Arrays or tensors.
+            timesteps: T; by default the one compiled for.
+            stage: another stage to run: "snn" (float) or "int".
+            record: names of values to keep, "spikes" or "all".
+            progress: wraps the loop over batches.
+            engine: more arguments of :meth:`snncc.engine.TorchEngine.simulate`.
+
+        Returns:
+            A Simulation: ``.output`` (N, classes), ``.spikes``, ``.rates``, ``.synops``.
+        """
+        from snncc.engine import TorchEngine
+
+        graph = self._stage(stage)
+        return TorchEngine().simulate(
+            graph,
+            *as_arrays(x),
+            timesteps=self.options.timesteps if timesteps is None else timesteps,
+            record=record,
+            progress=progress,
+            **engine,
+        )
+
+    def network(self, x: Any, stage: str = "folded") -> Array:
+        """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
+        its rates tend to."""
+        from snncc.engine import TorchEngine
+
+        graph = self._stage(stage)
+        return TorchEngine().run(graph, *as_arrays(x))[graph.outputs[0]]
+
+    def _stage(self, name: str | None) -> Graph:
+        if name is None:
+            return self.graph
+        if name not in self.stages:
+            raise input_error("SNN070", f"there is no stage {name!r}", f"choose one of {', '.join(self.stages)}")
+        return self.stages[name]
+
+    def validate(self, python: str | Path | None = None) -> Validation:
+        """Ask the vendor's own validator, in the vendor's own Python (never in this process).
+
+        Args:
+            python: an interpreter with the vendor's SDK; by default ``SNNCC_<SDK>_PYTHON``, else ``make sdk``'s.
+
+        Raises:
+            InputError: no such environment (SNN080), or its runner could not answer (SNN081).
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            out = self._emitted(Path(folder), python, "--validate", "--json")
+        answer = json.loads(out.splitlines()[-1])
+        return Validation(bool(answer["valid"]), answer["message"], answer["samna"])
+
+    def run(
+        self, x: Any, timesteps: int | None = None, *, python: str | Path | None = None, device: str | None = None,
+        timestep_us: int = 1000,
+    ) -> Simulation:  # fmt: skip
+        """Run on the vendor's hardware through the emitted runner.
+
+        Args:
+            x: as of :meth:`simulate`.
+            timesteps: T; by default the one compiled for.
+            python: as of :meth:`validate`.
+            device: which board, in the vendor's words.
+            timestep_us: how long a time step lasts, in microseconds.
+
+        Returns:
+            A Simulation with ``.output``, from the spikes that the board sent.
+
+        Raises:
+            InputError: no environment, no board, or input that does not fit.
+        """
+        from snncc.engine import Simulation
+
+        steps = self.options.timesteps if timesteps is None else timesteps
+        (encoding,) = (n for n in self.graph.nodes if isinstance(n.op, ops.Encode))
+        assert isinstance(encoding.op, ops.Encode)
+        (values,) = as_arrays(x)
+        spikes = encode(encoding.op, values, steps, integer=True).astype(np.int32)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            np.savez(folder / "input.npz", spikes=spikes)
+            arguments = ["--deploy", "--json", "--input", "input.npz", "--output", "output.npz"]
+            arguments += ["--timestep-us", str(timestep_us), *(["--device", device] if device else [])]
+            self._emitted(folder, python, *arguments)
+            with np.load(folder / "output.npz", allow_pickle=False) as file:
+                counts = file["counts"].astype(np.float64)
+        unit = self.graph[self.graph.outputs[0]].type.unit
+        real = counts * (self.graph.value(unit) if isinstance(unit, Param) else unit) / steps
+        return Simulation(self.graph, steps, outputs=(real,))
+
+    def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
+        """Write the target's files and run its runner; what it printed."""
+        files = self.target.files(self.graph)
+        name = self.target.environment
+        if "run.py" not in files or name is None:
+            raise input_error("SNN080", f"target {self.target.name} has no vendor runtime; use simulate")
+        try:
+            interpreter = sdk.find(name, python)
+        except sdk.SdkError as error:
+            raise input_error("SNN080", str(error)) from None
+        if interpreter is None:
+            raise input_error(
+                "SNN080",
+                f"no environment with {name} was found",
+                f"`make sdk` or `python -m snncc.sdk build {name}` builds it; or name an interpreter that has it",
+            )
+        for path, text in files.items():
+            (folder / path).write_text(text, encoding="utf-8")
+        done = subprocess.run(
+            [interpreter, "run.py", *arguments], cwd=folder, capture_output=True, text=True, check=False
+        )
+        if done.returncode not in (0, 1) or not done.stdout.strip():
+            lines = (done.stdout + done.stderr).strip().splitlines()
+            last = lines[-1] if lines else f"exit status {done.returncode}"
+            said = json.loads(last).get("message", last) if last.startswith("{") else last
+            raise input_error("SNN081", f"{name}: {said}")
+        return done.stdout
+
+    # --- the report ---
+
+    @cached_property
+    def report(self) -> list[dict[str, Any]]:
+        """A row per layer of weights, as plain data: what it is, what it takes of the hardware, and, measured on up to
+        16 calibration samples, what it does: rate, synaptic operations per sample, conversion error (the relative
+        distance, in the 2-norm, between the neurons' mean output and the network's activation)."""
+        if self._saved_report is not None:
+            return self._saved_report
+        graph, usage = self.graph, self.target.usage(self.graph)
+        measured = self._measure()
+        rows = []
+        for node in graph.nodes:
+            if not isinstance(node.op, ops.Weighted):
+                continue
+            neuron = self._neuron(node.name)
+            weight = graph.value(node.op.weight)
+            row: dict[str, Any] = {
+                "layer": node.name,
+                "op": node.op.mnemonic,
+                "source": str(node.loc),
+                "shape": list(node.type.shape),
+                "weights": int(weight.size),
+                "largest_weight": int(np.abs(weight).max(initial=0)),
+                "biases": 0 if node.op.bias is None else int(np.count_nonzero(graph.value(node.op.bias))),
+                "neurons": 0 if neuron is None else graph[neuron].type.size,
+            }
+            if neuron is not None:
+                op = graph[neuron].op
+                assert isinstance(op, ops.If)
+                row["neuron"] = neuron
+                if not isinstance(op.threshold, Param):
+                    row["threshold"] = op.threshold
+            unit = node.type.unit
+            row["scale"] = float(graph.value(unit).mean()) if isinstance(unit, Param) else float(unit)
+            rows.append(row | usage.get(node.name, {}) | measured.get(node.name, {}))
+        return rows
+
+    def _neuron(self, name: str) -> str | None:
+        """The neuron that a layer's currents go to, through sums and pooling."""
+        while len(users := self.graph.users[name]) == 1:
+            name = users[0].name
+            if isinstance(users[0].op, ops.If):
+                return name
+            if isinstance(users[0].op, ops.Weighted):
+                return None
+        return None
+
+    def _measure(self, most: int = 16) -> dict[str, dict[str, float]]:
+        if not self.sample or self.options.encoding == "spikes" or not self.graph.stage.spiking:
+            return {}
+        from snncc.engine import TorchEngine
+
+        engine, xs = TorchEngine(), tuple(x[:most] for x in self.sample[0])
+        folded = self.stages[Stage.FOLDED.value]
+        neurons = {n.name for n in self.graph.nodes if isinstance(n.op, ops.If) and n.name in folded.by_name}
+        done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
+        exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
+        from snncc.ir.interp import real
+
+        table: dict[str, dict[str, float]] = {}
+        for node in self.graph.nodes:
+            if not isinstance(node.op, ops.Weighted):
+                continue
+            row: dict[str, float] = {}
+            if node.name in done.synops:
+                row["synops"] = float(done.synops[node.name].mean())
+            neuron = self._neuron(node.name)
+            if neuron in neurons and neuron is not None:
+                row["rate"] = done.rates[neuron]
+                mean = real(self.graph, neuron, done.spikes[neuron].mean(axis=0))
+                norm = float(np.linalg.norm(exact[neuron]))
+                row["error"] = float(np.linalg.norm(mean - exact[neuron])) / norm if norm else 0.0
+            table[node.name] = row
+        return table
+
+    # --- the folder ---
+
+    def save(self, folder: str | Path, *, all_weights: bool = False) -> Path:
+        """Write the folder, whole or not at all. One that snncc wrote before is replaced; any other is refused.
+
+        Args:
+            folder: where.
+            all_weights: write the parameters of every stage, not only the last; the other stages can then be run, too.
+
+        Raises:
+            InputError: the place is taken (SNN070), or the model's weights were changed since the compile (SNN073).
+        """
+        final = Path(folder).absolute()
+        if final.exists() and not (final / MANIFEST).is_file() and (not final.is_dir() or any(final.iterdir())):
+            raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder")
+        final.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as name:
+            fresh, old = Path(name) / "new", Path(name) / "old"
+            (fresh / STAGES).mkdir(parents=True)
+            self._write(fresh, all_weights)
+            # Two renames: at no moment is there a half-written folder under the name.
+            if final.exists():
+                final.rename(old)
+            try:
+                fresh.rename(final)
+            except OSError:
+                if old.exists():
+                    old.rename(final)
+                raise
+        return final
+
+    def _write(self, folder: Path, all_weights: bool) -> None:
+        from safetensors.numpy import save_file
+
+        for i, record in enumerate(self.records):
+            text = print_graph(record.graph, banner=record.label)
+            (folder / STAGES / f"{i:03}_{_pass_name(record.label)}.mlir").write_text(text, encoding="utf-8")
+        wanted = [r.graph for r in self.records] if all_weights else [self.graph]
+        tensors: dict[str, Array] = {}
+        for graph in wanted:
+            for param in graph.params():
+                if not graph.store.verify(param):
+                    raise input_error(
+                        "SNN073",
+                        f"parameter {param.name!r} changed since the compile: the model was trained on, or moved",
+                        "compile again, or compile a copy of the model",
+                    )
+                # The key is the name that the text has; equal bytes are written once.
+                tensors.setdefault(param.digest, graph.value(param))
+        names = {p.digest: p.name for g in wanted for p in g.params()}
+        # Their library wants at least one axis in memory order; a scalar tensor has none and is fine.
+        save_file({f"{names[d]}${d}": np.ascontiguousarray(a) for d, a in tensors.items()}, folder / WEIGHTS)
+        for path, text in self.target.files(self.graph).items():
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_text(text, encoding="utf-8")
+        manifest = self._manifest()
+        manifest["files"] = {
+            str(p.relative_to(folder).as_posix()): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()
+        }
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+    def _manifest(self) -> dict[str, Any]:
+        from snncc import __version__
+
+        graph = self.graph
+        encodings = {n.args[0]: n.op for n in graph.nodes if isinstance(n.op, ops.Encode)}
+        inputs = []
+        for node in graph.inputs:
+            entry: dict[str, Any] = {"name": node.name, "shape": list(node.type.shape)}
+            if (op := encodings.get(node.name)) is not None:
+                entry |= {"encoding": op.method, "unit": op.unit, "seed": op.seed}
+            inputs.append(entry)
+        return {
+            "format": FORMAT,
+            "snncc": __version__,
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "target": self.target.name,
+            "network": graph.name,
+            "stage": graph.stage.value,
+            "options": asdict(self.options),
+            "inputs": inputs,
+            "outputs": [{"name": name, "shape": list(graph[name].type.shape)} for name in graph.outputs],
+            "passes": [{"label": r.label, "seconds": round(r.seconds, 6), "changed": r.changed} for r in self.records],
+            "diagnostics": [d.to_json() for d in self.diagnostics],
+            "report": self.report,
+        }
+
+
+def _pass_name(label: str) -> str:
+    return label.partition("{")[0]
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def as_arrays(x: Any) -> tuple[Array, ...]:
+    """What a user passes as input, as numpy arrays: an array or tensor, or a tuple or list of those."""
+    parts = x if isinstance(x, tuple | list) else (x,)
+    arrays = []
+    for part in parts:
+        if hasattr(part, "detach"):  # a tensor, without importing torch to find out
+            part = part.detach().cpu().numpy()  # noqa: PLW2901
+        arrays.append(np.asarray(part))
+    return tuple(arrays)
+
+
+def load(folder: str | Path) -> CompiledModel:
+    """Read a folder that :meth:`CompiledModel.save` wrote.
+
+    Every file is held against its digest first. Stages but the last can be looked at, and run if their weights were
+    saved (``all_weights``).
+
+    Raises:
+        InputError: no such folder or not one of ours (SNN071), files missing (SNN072) or changed (SNN073).
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    from snncc.targets import find
+
+    path = Path(folder)
+    if not path.is_dir():
+        raise input_error("SNN071", f"there is no folder {path}")
+    if not (path / MANIFEST).is_file():
+        raise input_error("SNN072", f"{path} has no {MANIFEST}: not a folder of snncc, or one cut short")
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        files, version = manifest["files"], manifest["format"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise input_error("SNN071", f"{path / MANIFEST} cannot be read: {error}") from None
+    if version != FORMAT:
+        raise input_error("SNN071", f"{path} has format {version}; this snncc reads {FORMAT}")
+    found = [
+        Diagnostic("SNN072", f"{path / name} is missing")
+        if not (path / name).is_file()
+        else Diagnostic("SNN073", f"{path / name} is not what was written: its digest changed")
+        for name, digest in files.items()
+        if not (path / name).is_file() or _sha256(path / name) != digest
+    ]
+    if found:
+        raise InputError(found)
+    try:
+        tensors = load_file(path / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise input_error("SNN071", f"{path / WEIGHTS} cannot be read: {error}") from None
+    store = Store()
+    for key, array in tensors.items():
+        name, _, digest = key.partition("$")
+        if store.put(name, array, copy=False).digest != digest:
+            raise input_error("SNN073", f"tensor {name!r} in {path / WEIGHTS} does not match its digest")
+    texts = sorted(name for name in files if name.startswith(f"{STAGES}/"))
+    records = []
+    for name, entry in zip(texts, manifest["passes"], strict=True):
+        graph = parse((path / name).read_text(encoding="utf-8"), store)
+        records.append(StageRecord(entry["label"], graph, entry["seconds"], entry["changed"]))
+    diagnostics = tuple(
+        Diagnostic(d["code"], d["message"], severity=Severity(d["severity"]), hint=d["hint"])
+        for d in manifest["diagnostics"]
+    )
+    options = Options.of(manifest["options"])
+    return CompiledModel(
+        find(manifest["target"]), options, tuple(records), diagnostics, _saved_report=manifest["report"]
+    )

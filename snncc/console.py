@@ -1,0 +1,144 @@
+"""What people read in the terminal: diagnostics and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rich import box
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from snncc.compiled import CompiledModel
+from snncc.ir import Diagnostic, Severity
+from snncc.targets.base import Target
+
+STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
+BAR = 8  # characters of a memory bar
+
+
+def console(stderr: bool = False) -> Console:
+    """A terminal. In a pipe it is plain, and as wide as its lines: tables must not be cut for a program."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200, no_color=True)
+
+
+def diagnostic_text(diagnostic: Diagnostic) -> Text:
+    """A diagnostic in the colours of its severity. User text is never read as markup."""
+    text = Text(diagnostic.render())
+    head = text.plain.partition("\n")[0]
+    text.stylize("bold", 0, len(head))
+    text.stylize(STYLES[diagnostic.severity], 0, head.index(":"))
+    text.highlight_regex(r"(?m)^ *\d* +(\||-->|=)", "blue")
+    return text
+
+
+def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
+    """All diagnostics, the worst last, where a reader's eye is; and how many of each."""
+    order = [Severity.NOTE, Severity.WARNING, Severity.ERROR]
+    ranked = sorted(diagnostics, key=lambda d: order.index(d.severity))
+    for diagnostic in ranked:
+        out.print(diagnostic_text(diagnostic), soft_wrap=True)
+        out.print()
+    counts = [(s, sum(d.severity is s for d in ranked)) for s in reversed(order)]
+    words = [f"{n} {s.value}{'s' if n > 1 else ''}" for s, n in counts if n]
+    if words:
+        out.print(Text(", ".join(words), style="bold"))
+
+
+def _bar(used: int, free: int) -> Text:
+    part = used / (used + free) if used + free else 0.0
+    full = round(part * BAR)
+    colour = "red" if part > 0.9 else "yellow" if part > 0.6 else "green"
+    return Text.assemble(("█" * full, colour), ("░" * (BAR - full), "dim"), f" {used:,}/{used + free:,}")
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    if value is None:
+        return ""
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
+
+
+def report_table(compiled: CompiledModel) -> Table:
+    """A row per layer. Columns that the target has nothing to say in are left out."""
+    rows = compiled.report
+    table = Table(title=f"{compiled.graph.name} on {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
+    columns: list[tuple[str, str, Any]] = [
+        ("layer", "left", lambda r: Text(r["layer"])),
+        ("op", "left", lambda r: r["op"]),
+        ("core", "right", lambda r: _number(r.get("core"))),
+        ("output", "left", lambda r: " x ".join(map(str, r["shape"]))),
+        ("weights", "right", lambda r: _number(r["weights"])),
+        ("biases", "right", lambda r: _number(r["biases"])),
+        ("neurons", "right", lambda r: _number(r["neurons"])),
+        ("threshold", "right", lambda r: _number(r.get("threshold"))),
+        *(
+            (f"{m} memory", "left", lambda r, m=m: _bar(r[f"{m}_used"], r[f"{m}_free"]) if f"{m}_used" in r else "")
+            for m in ("kernel", "neuron", "bias")
+        ),
+        ("rate", "right", lambda r: _number(r.get("rate"))),
+        ("synops", "right", lambda r: _number(round(r["synops"]) if "synops" in r else None)),
+        ("error", "right", lambda r: f"{100 * r['error']:.1f} %" if "error" in r else ""),
+    ]
+    cells = [(name, justify, [cell(row) for row in rows]) for name, justify, cell in columns]
+    kept = [c for c in cells if any(str(cell) for cell in c[2])]
+    for name, justify, _ in kept:
+        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for i in range(len(rows)):
+        table.add_row(*(values[i] for _, _, values in kept))
+    total = sum(r.get("synops", 0) for r in rows)
+    caption = f"{sum(r['weights'] for r in rows):,} weights, {sum(r['neurons'] for r in rows):,} neurons"
+    table.caption = caption + (f", {round(total):,} synaptic operations per sample" if total else "")
+    table.caption_justify = "left"
+    return table
+
+
+def core_table(compiled: CompiledModel) -> Table | None:
+    """Every core of the chip with what lies on it and what is free; None for a target without cores."""
+    cores = compiled.target.limits().get("cores")
+    if not cores:
+        return None
+    rows = {row["core"]: row for row in compiled.report if "core" in row}
+    table = Table(title=f"cores of {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("core", "layer", "kernel memory", "neuron memory", "bias memory"):
+        table.add_column(name, justify="right" if name == "core" else "left", no_wrap=True)
+    for i, core in enumerate(cores):
+        used = rows.get(i, {})
+        bars = [
+            _bar(used.get(f"{m}_used", 0), core[f"{m}_words"] - used.get(f"{m}_used", 0))
+            for m in ("kernel", "neuron", "bias")
+        ]
+        table.add_row(str(i), Text(used.get("layer", "-"), style="" if used else "dim"), *bars)
+    return table
+
+
+def targets_table(targets: Iterable[Target]) -> Table:
+    """The known targets."""
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("target", style="bold")
+    table.add_column("")
+    for target in targets:
+        table.add_row(target.name, target.summary)
+    return table
+
+
+def limits_view(target: Target) -> Group:
+    """One target's limits."""
+    limits = target.limits()
+    head = Text.assemble((target.name, "bold"), f"  {target.summary}")
+    if not limits:
+        return Group(head)
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("limit", "values"):
+        table.add_column(name)
+    for name, value in limits.items():
+        if name != "cores" and value is not None:
+            values = list(value) if isinstance(value, tuple | list) else [value]
+            table.add_row(name.replace("_", " "), ", ".join(map(str, values)))
+    cores = Table(box=box.SIMPLE_HEAD)
+    for name in ("core", "kernel words", "neuron words", "bias words"):
+        cores.add_column(name, justify="right")
+    for i, core in enumerate(limits.get("cores", ())):
+        cores.add_row(str(i), *(f"{core[f'{m}_words']:,}" for m in ("kernel", "neuron", "bias")))
+    return Group(head, cores, table)

@@ -1,0 +1,158 @@
+"""What the compiler has to say to the user: collected, with stable codes, places, amounts and hints."""
+
+from __future__ import annotations
+
+import linecache
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from snncc.ir.types import Loc
+
+# Stable: a code is never given a second meaning. docs/diagnostics.md is made from this table.
+CODES: dict[str, str] = {
+    "SNN001": "operation that the compiler does not know",
+    "SNN002": "control flow that depends on data",
+    "SNN003": "weights that are not finite",
+    "SNN004": "hook that tracing does not see",
+    "SNN005": "shapes that do not fit",
+    "SNN006": "traced graph that disagrees with the model",
+    "SNN007": "option of an operation that the compiler does not know",
+    "SNN008": "model that cannot be traced",
+    "SNN010": "activation without calibration",
+    "SNN011": "calibration data that cannot be used",
+    "SNN012": "input that the encoding cannot express",
+    "SNN020": "bias",
+    "SNN021": "bias removed",
+    "SNN022": "bias folded into the initial potential",
+    "SNN030": "activation that no spiking neuron replaces",
+    "SNN031": "pooling that the target cannot take",
+    "SNN032": "operation that spikes cannot go through",
+    "SNN033": "output without an activation",
+    "SNN034": "batch norm that cannot be folded",
+    "SNN040": "weights left with few bits",
+    "SNN041": "threshold below one weight step",
+    "SNN042": "integers beyond the target's width",
+    "SNN050": "kernel size",
+    "SNN051": "stride",
+    "SNN052": "padding",
+    "SNN053": "pooling size",
+    "SNN054": "number of features",
+    "SNN055": "feature map size",
+    "SNN056": "kernel memory",
+    "SNN057": "neuron memory",
+    "SNN058": "bias memory",
+    "SNN059": "number of layers",
+    "SNN060": "no placement",
+    "SNN061": "topology that the chip cannot wire",
+    "SNN062": "dilation",
+    "SNN063": "groups",
+    "SNN064": "operation that the chip does not have",
+    "SNN065": "threshold or potential out of range",
+    "SNN066": "weights, biases or configuration out of range",
+    "SNN070": "option",
+    "SNN071": "file that cannot be read",
+    "SNN072": "incomplete folder",
+    "SNN073": "changed file",
+    "SNN074": "input data",
+    "SNN080": "vendor environment",
+    "SNN081": "vendor's runtime said no",
+    "SNN090": "graph that breaks its stage's rules",
+}
+
+
+class Severity(str, Enum):
+    """An error stops the compile; a warning says what is lost; a note only informs."""
+
+    ERROR = "error"
+    WARNING = "warning"
+    NOTE = "note"
+
+
+@dataclass(frozen=True)
+class Diagnostic:
+    """One finding. ``limit`` and ``found`` are numbers in ``quantity``'s unit, when the finding is about an amount."""
+
+    code: str
+    message: str
+    loc: Loc = Loc()
+    severity: Severity = Severity.ERROR
+    hint: str = ""
+    limit: float | None = None
+    found: float | None = None
+    quantity: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"unregistered diagnostic code {self.code}")
+
+    def render(self) -> str:
+        """Plain text in the manner of rustc, with the user's source line when its file can be read."""
+        lines = [f"{self.severity.value}[{self.code}]: {self.message}"]
+        gutter = max([len(str(s.line)) for s in self.loc if s.file], default=1)
+        for source in self.loc:
+            module = f"module `{source.module}`" if source.module else ""
+            if not source.file:
+                lines.append(f"{' ' * gutter}--> {module}")
+                continue
+            lines.append(f"{' ' * gutter}--> {source.file}:{source.line}" + (f", {module}" if module else ""))
+            code = linecache.getline(source.file, source.line).rstrip()
+            if code:
+                pad = " " * gutter
+                lines += [f"{pad} |", f"{source.line:>{gutter}} | {code}", f"{pad} |"]
+        if self.limit is not None and self.found is not None:
+            over = self.found - self.limit
+            # A lower limit is broken from below; say by how much in both cases.
+            passed = f"{_number(abs(over))} too {'many' if over > 0 else 'few'}" if over else "at the limit"
+            lines.append(
+                f"{' ' * gutter} = limit: {_number(self.limit)} {self.quantity}".rstrip()
+                + f", found {_number(self.found)} ({passed})"
+            )
+        if self.hint:
+            lines.append(f"{' ' * gutter} = help: {self.hint}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The diagnostic as plain data; absent fields are left out."""
+        data: dict[str, Any] = {
+            "code": self.code,
+            "title": CODES[self.code],
+            "severity": self.severity.value,
+            "message": self.message,
+            "locations": [{"module": s.module, "file": s.file, "line": s.line} for s in self.loc],
+            "hint": self.hint,
+        }
+        if self.limit is not None:
+            data |= {"limit": self.limit, "found": self.found, "quantity": self.quantity}
+        return data
+
+
+def _number(value: float) -> str:
+    return f"{int(value):,}" if float(value).is_integer() else f"{value:.6g}"
+
+
+def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Those that stop the compile."""
+    return [d for d in diagnostics if d.severity is Severity.ERROR]
+
+
+class SnnccError(Exception):
+    """Base of what the compiler raises for reasons that a user can mend. Always carries diagnostics."""
+
+    def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
+        self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
+        super().__init__("\n\n".join(d.render() for d in self.diagnostics))
+
+
+class CompileError(SnnccError):
+    """The model cannot be compiled for the target: ``diagnostics`` lists everything that stands in the way."""
+
+
+class InputError(SnnccError):
+    """A file, folder, option or array given by the user cannot be used."""
+
+
+def input_error(code: str, message: str, hint: str = "") -> InputError:
+    """An InputError with one diagnostic."""
+    return InputError([Diagnostic(code, message, hint=hint)])

@@ -1,0 +1,158 @@
+"""calibrate: what values activations take on the user's data, as the threshold of the neuron that will replace them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from snncc.ir import Diagnostic, Graph, Node, PerChannel, Stage, ops
+from snncc.ir.types import Array
+from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.rewrite import Builder, rebuild
+
+METHODS = ("max", "percentile", "mse")
+
+
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Give every activation its threshold and every input its range.
+
+    Attributes:
+        method: "max"; "percentile" of all values; or "mse", which minimises the error of T steps,
+            E(a - theta/T clip(floor(a T/theta + 1/2), 0, T))^2 (the rate that an IF neuron which starts at half its
+            threshold reaches; Bu et al. 2022).
+        percentile: of "percentile".
+        per: "channel" or "layer".
+    """
+
+    method: str = "mse"
+    percentile: float = 99.9
+    per: str = "channel"
+    name: ClassVar[str] = "calibrate"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    relation: ClassVar[Relation] = Relation.EXACT
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ValueError(f"unknown calibration method {self.method!r}; known: {', '.join(METHODS)}")
+        if self.per not in ("channel", "layer"):
+            raise ValueError(f"calibration is per channel or per layer, not per {self.per!r}")
+        if not 0 < self.percentile <= 100:
+            raise ValueError(f"percentile {self.percentile} is not in (0, 100]")
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        if context.calibration is None or context.engine is None:
+            return graph  # lower-activations says which activations are left without a threshold
+        statistics = {n.name: Histogram(n, self.per) for n in graph.nodes if isinstance(n.op, ops.Activation)}
+        ranges = {n.name: (np.inf, -np.inf) for n in graph.inputs}
+        bad: set[str] = set()
+
+        def visit(name: str, value: Array) -> None:
+            if name in ranges or name in statistics:
+                if not np.isfinite(value).all():
+                    bad.add(name)
+                elif name in statistics:
+                    statistics[name].add(value)
+                else:
+                    low, high = ranges[name]
+                    ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+
+        batches = 0
+        for batch in _batches(context):
+            context.engine.values(graph, batch, visit)
+            batches += 1
+        for name in bad:
+            message = f"`{name}` takes values that are not finite on the calibration data"
+            context.report(Diagnostic("SNN011", message, graph[name].loc))
+        if not batches:
+            context.report(Diagnostic("SNN011", "the calibration data is empty"))
+        if bad or not batches:
+            return graph
+
+        def set_threshold(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            if node.name in ranges:
+                low, high = ranges[node.name]
+                return builder.copy(node, args, replace(node.op, low=low, high=high))  # type: ignore[call-arg]
+            if node.name not in statistics:
+                return None
+            theta = statistics[node.name].threshold(self, context.timesteps)
+            threshold: PerChannel = float(theta[0])
+            if self.per == "channel":
+                threshold = builder.store.put(f"{node.name}.threshold", theta)
+            return builder.copy(node, args, replace(node.op, threshold=threshold))  # type: ignore[call-arg]
+
+        return rebuild(graph, set_threshold)
+
+
+def _batches(context: Context) -> Iterable[tuple[Array, ...]]:
+    assert context.calibration is not None
+    return context.progress(context.calibration, "calibrate")
+
+
+class Histogram:
+    """A histogram of positive values that grows with what it sees: (C, bins), each channel with a range of its own.
+
+    Streaming, so that a data set of any size costs one small array per activation.
+    """
+
+    def __init__(self, node: Node, per: str) -> None:
+        self.rows = node.type.shape[0] if per == "channel" else 1
+        # A layer has millions of values for its one row; a channel's row is coarser but there are many.
+        self.bins = 2048 if per == "layer" else 128
+        self.counts = np.zeros((self.rows, self.bins), np.uint32)
+        self.top = np.zeros(self.rows)  # the upper end of the last bin
+        self.peak = np.zeros(self.rows)
+        self.total = 0  # values per row, zeros and negative ones too
+
+    def add(self, value: Array) -> None:
+        """Count a batch (N, C, ...)."""
+        rows = value.swapaxes(0, 1).reshape(self.rows, -1) if self.rows > 1 else value.reshape(1, -1)
+        peak = rows.max(axis=1).astype(np.float64)
+        self.total += rows.shape[1]
+        self.peak = np.maximum(self.peak, peak)
+        self.top = np.where((self.top == 0) & (peak > 0), peak, self.top)
+        while (grow := self.peak > self.top).any():
+            pairs = self.counts[grow].reshape(-1, self.bins // 2, 2).sum(axis=2, dtype=np.uint32)
+            self.counts[grow] = np.pad(pairs, ((0, 0), (0, self.bins // 2)))
+            self.top = np.where(grow, 2 * self.top, self.top)
+        scale = np.divide(self.bins, self.top, out=np.zeros_like(self.top), where=self.top > 0)
+        for i in range(self.rows):  # a row at a time keeps the temporaries small
+            row = rows[i][rows[i] > 0]
+            bins = np.minimum((row * scale[i]).astype(np.int64), self.bins - 1)
+            self.counts[i] += np.bincount(bins, minlength=self.bins).astype(np.uint32)
+
+    def threshold(self, options: Calibrate, timesteps: int) -> Array:
+        """One threshold per row, as float32 would hold it. A row that never saw a positive value gets the layer's
+        largest: whatever it is, the neuron stays silent."""
+        rule: dict[str, Callable[[], Array]] = {
+            "max": lambda: self.peak,
+            "percentile": lambda: self._percentile(options.percentile / 100),
+            "mse": lambda: self._mse(timesteps),
+        }
+        theta = rule[options.method]()
+        fallback = float(self.peak.max(initial=0.0)) or 1.0
+        return np.asarray(np.where(theta > 0, theta, fallback), np.float32).astype(np.float64)
+
+    def _percentile(self, q: float) -> Array:
+        """The q-quantile, linear within a bin."""
+        below = self.total - self.counts.sum(axis=1, dtype=np.int64)  # zeros
+        cumulative = below[:, None] + self.counts.cumsum(axis=1, dtype=np.int64)
+        wanted = q * self.total
+        index = np.minimum((cumulative < wanted).sum(axis=1), self.bins - 1)
+        row = np.arange(self.rows)
+        inside = self.counts[row, index]
+        part = 1 - np.divide(cumulative[row, index] - wanted, inside, out=np.zeros(self.rows), where=inside > 0)
+        return np.asarray(np.minimum((index + np.clip(part, 0, 1)) * self.top / self.bins, self.peak))
+
+    def _mse(self, timesteps: int, candidates: int = 64) -> Array:
+        centre = (np.arange(self.bins) + 0.5) / self.bins  # of the range's top
+        best, least = np.ones(self.rows), np.full(self.rows, np.inf)
+        for theta in np.arange(1, candidates + 1) / candidates:
+            step = theta / timesteps
+            error = (centre - step * np.clip(np.floor(centre / step + 0.5), 0, timesteps)) ** 2
+            total = self.counts @ error
+            best, least = np.where(total < least, theta, best), np.minimum(total, least)
+        return np.asarray(best * self.top)

@@ -1,0 +1,136 @@
+"""check-bias: biases cost a chip energy every time step, and no vendor's tool says so. This pass does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, ops
+from snncc.ir.types import Array
+from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.rewrite import Builder, rebuild
+
+POLICIES = ("error", "warn", "keep", "strip", "fold")
+
+
+@dataclass(frozen=True)
+class CheckBias(Pass):
+    """Report every layer with a bias: how many are not zero, and the operations that they cost each time step.
+
+    Attributes:
+        policy: "error" and "warn" report and change nothing; "keep" is silent; "strip" removes biases, and says what
+            that costs on the calibration data; "fold" moves them into the neurons' initial potential,
+            ``v0 + T * b``: over T steps the same charge, given at once, so no operation is left to pay for.
+    """
+
+    policy: str = "warn"
+    name: ClassVar[str] = "check-bias"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED, Stage.SNN)
+
+    def __post_init__(self) -> None:
+        if self.policy not in POLICIES:
+            raise ValueError(f"unknown bias policy {self.policy!r}; known: {', '.join(POLICIES)}")
+
+    @property
+    def relation(self) -> Relation:  # type: ignore[override]
+        """Reporting changes nothing; stripping is a change of parameters; folding keeps the charge over T steps."""
+        return {"strip": Relation.BOUNDED, "fold": Relation.RATE}.get(self.policy, Relation.EXACT)
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        biased = [n for n in graph.nodes if isinstance(n.op, ops.Weighted) and n.op.bias is not None]
+        if not biased or self.policy == "keep":
+            return graph
+        if self.policy == "fold":
+            return graph if graph.stage is Stage.FOLDED else _fold(graph, context)
+        stripped = _strip(graph)
+        cost = _cost(graph, stripped, context)
+        for node in biased:
+            context.report(self._report(graph, node, cost))
+        return stripped if self.policy == "strip" else graph
+
+    def _report(self, graph: Graph, node: Node, cost: str) -> Diagnostic:
+        assert isinstance(node.op, ops.Weighted) and node.op.bias is not None
+        nonzero = int(np.count_nonzero(graph.value(node.op.bias)))
+        total = node.op.bias.size
+        added = nonzero * (node.type.size // total)
+        text = f"`{node.name}` has {nonzero} of {total} biases that are not zero: {added:,} additions per time step"
+        if self.policy == "strip":
+            return Diagnostic("SNN021", f"biases of {text}; removed. {cost}", node.loc, Severity.WARNING)
+        severity = Severity.ERROR if self.policy == "error" else Severity.WARNING
+        hint = (
+            "train with bias=False (a batch norm's shift becomes a bias, too), or choose bias='keep', 'fold' or 'strip'"
+        )
+        return Diagnostic("SNN020", f"{text}. {cost}", node.loc, severity, hint)
+
+
+def _strip(graph: Graph) -> Graph:
+    def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+        if isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine) and node.op.bias is not None:
+            return builder.copy(node, args, replace(node.op, bias=None))
+        return None
+
+    return rebuild(graph, visit)
+
+
+def _cost(before: Graph, after: Graph, context: Context) -> str:
+    """What the biases are worth, in words: how many of the calibration samples keep their class without them."""
+    if context.engine is None or not context.sample or before.stage.spiking:
+        return "What removing them costs was not measured (no calibration data)"
+    engine, same, n = context.engine, 0, 0
+    for batch in context.sample:
+        scores = []
+        for graph in (before, after):
+            got: list[Array] = []
+            engine.values(graph, batch, lambda name, v, g=graph, to=got: to.append(v) if name == g.outputs[0] else None)  # type: ignore[misc]
+            scores.append(got[0].reshape(len(got[0]), -1).argmax(axis=1))
+        same += int((scores[0] == scores[1]).sum())
+        n += len(scores[0])
+    return f"Without any bias in the network, {100 * same / n:.1f} % of {n} calibration samples keep their class"
+
+
+def _fold(graph: Graph, context: Context) -> Graph:
+    """Move biases into ``v0`` of the neuron that alone reads them."""
+    extra: dict[str, Array] = {}  # neuron -> charge per step and channel
+    done: set[str] = set()
+
+    def collect(node: Node) -> tuple[Array, list[str]] | None:
+        """The bias per channel that reaches ``node``'s readers, and the layers it comes from."""
+        if isinstance(node.op, ops.Add):
+            parts = [collect(p) for p in graph.producers(node) if len(graph.users[p.name]) == 1]
+            found = [p for p in parts if p is not None]
+            total = np.sum([p[0] for p in found], axis=0) if found else None
+            return (total, [name for p in found for name in p[1]]) if total is not None else None
+        if isinstance(node.op, ops.Weighted) and node.op.bias is not None and len(graph.users[node.name]) == 1:
+            return graph.value(node.op.bias).astype(np.float64), [node.name]
+        return None
+
+    for node in graph.nodes:
+        if isinstance(node.op, ops.If) and (found := collect(graph[node.args[0]])) is not None:
+            extra[node.name], names = found
+            done.update(names)
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Weighted) and node.op.bias is not None:
+            if node.name in done:
+                text = f"biases of `{node.name}` are given as {context.timesteps} steps' charge at the start"
+                context.report(Diagnostic("SNN022", text, node.loc, Severity.NOTE))
+            else:
+                message = f"biases of `{node.name}` reach no neuron of their own, so they cannot be folded"
+                context.report(Diagnostic("SNN020", message, node.loc, hint="choose bias='keep' or 'strip'"))
+
+    def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+        if node.name in done:
+            assert isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine)
+            return builder.copy(node, args, replace(node.op, bias=None))
+        if node.name in extra:
+            assert isinstance(node.op, ops.If)
+            v0 = _as_array(builder, node.op.v0) + context.timesteps * extra[node.name]
+            return builder.copy(node, args, replace(node.op, v0=builder.store.put(f"{node.name}.v0", v0)))
+        return None
+
+    return rebuild(graph, visit)
+
+
+def _as_array(builder: Builder, value: PerChannel) -> Array:
+    return np.asarray(value if isinstance(value, float | int) else builder.store[value], np.float64)

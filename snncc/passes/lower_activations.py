@@ -1,0 +1,152 @@
+"""lower-activations: a network becomes a spiking one. Activations turn into integrate-and-fire neurons, inputs are
+encoded in time; and spiking-output, which gives a network's scores a neuron where the hardware has nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, Store, ops
+from snncc.ir.ops import times
+from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.rewrite import Builder, rebuild
+
+
+@dataclass(frozen=True)
+class SpikingOutput(Pass):
+    """Put a ReLU behind every output that has no activation: for hardware whose outputs are spikes."""
+
+    name: ClassVar[str] = "spiking-output"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    relation: ClassVar[Relation] = Relation.LOSSY
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        builder = Builder(graph)
+        for node in graph.nodes:
+            builder.copy(node, node.args)
+        outputs = []
+        for name in graph.outputs:
+            node = graph[name]
+            if not _is_activated(graph, node):
+                context.report(
+                    Diagnostic(
+                        "SNN033",
+                        f"output `{name}` has no activation: the chip answers with spikes, so scores below 0 read as 0",
+                        node.loc,
+                        Severity.NOTE,
+                    )
+                )
+                outputs.append(builder.add(builder.unique(f"{name}.relu"), ops.Relu(), (name,), node.loc))
+            else:
+                outputs.append(name)
+        return replace(graph, nodes=tuple(builder.nodes.values()), outputs=tuple(outputs))
+
+
+def _is_activated(graph: Graph, node: Node) -> bool:
+    """Whether the value is an activation's, perhaps through pooling and shape changes."""
+    if isinstance(node.op, ops.Activation):
+        return True
+    moves = (ops.Flatten, ops.Reshape, ops.Slice, ops.Pad, ops.Concat, ops.AvgPool, ops.SumPool, ops.MaxPool)
+    return isinstance(node.op, moves) and all(_is_activated(graph, p) for p in graph.producers(node))
+
+
+@dataclass(frozen=True)
+class LowerActivations(Pass):
+    """Replace activations by IF neurons and encode the inputs.
+
+    A neuron's threshold is the activation's calibrated value, so that one spike a step stands for it; it starts at
+    ``v0`` of the threshold (1/2 turns the rate's floor into a rounding: Bu et al. 2022, "Optimized Potential
+    Initialization"). A quantized activation brings both itself.
+
+    Attributes:
+        encoding: see :class:`snncc.ir.ops.Encode`.
+        reset: "subtract" or "zero".
+        v0: the initial potential in thresholds.
+        v_min: floor of the potential in thresholds, or None.
+    """
+
+    encoding: str = "constant"
+    reset: str = "subtract"
+    v0: float = 0.5
+    v_min: float | None = None
+    seed: int = 0
+    name: ClassVar[str] = "lower-activations"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    ensures: ClassVar[Stage] = Stage.SNN
+
+    @property
+    def relation(self) -> Relation:  # type: ignore[override]
+        """A reset to zero forgets what lay above the threshold, a floor what lay below: no bound in T is left."""
+        return Relation.RATE if self.reset == "subtract" and self.v_min is None else Relation.LOSSY
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            op = node.op
+            if isinstance(op, ops.Input):
+                return self._encode(builder, node, op, context)
+            if isinstance(op, ops.QuantRelu):
+                return self._neuron(builder, node, args, op.theta, op.shift * op.theta)
+            if isinstance(op, ops.Floor) or (isinstance(op, ops.Clamp) and (op.low != 0 or op.high is None)):
+                bound = f" with the lower bound {op.low}" if isinstance(op, ops.Clamp) else ""
+                context.report(
+                    Diagnostic(
+                        "SNN030",
+                        f"`{node.name}` ({op.mnemonic}{bound}) takes values that spikes cannot stand for",
+                        node.loc,
+                        hint="train with ReLU, ReLU6 or another activation that is 0 for negative input",
+                    )
+                )
+                return None
+            if isinstance(op, ops.Activation):
+                if op.threshold is None:
+                    context.report(
+                        Diagnostic(
+                            "SNN010",
+                            f"`{node.name}` has no threshold: nothing was calibrated",
+                            node.loc,
+                            hint="pass calibration=..., some batches of typical input",
+                        )
+                    )
+                    return None
+                return self._neuron(builder, node, args, op.threshold, times(op.threshold, self.v0, builder.store))
+            return None
+
+        return rebuild(graph, visit)
+
+    def _neuron(
+        self, builder: Builder, node: Node, args: tuple[str, ...], threshold: PerChannel, v0: PerChannel
+    ) -> str:
+        v_min = None if self.v_min is None else self.v_min * _smallest(threshold, builder.store)
+        return builder.add(node.name, ops.If(threshold, v0, self.reset, v_min), args, node.loc)
+
+    def _encode(self, builder: Builder, node: Node, op: ops.Input, context: Context) -> str:
+        name = builder.copy(node, ())
+        high, low = op.high, op.low
+        if self.encoding in ("rate", "bernoulli"):
+            if low is not None and low < 0:
+                context.report(
+                    Diagnostic(
+                        "SNN012",
+                        f"input `{node.name}` goes down to {low:.4g}, but a rate cannot be negative",
+                        node.loc,
+                        hint="move the normalisation into the network (x * a + b as its first layer), "
+                        "or use encoding='constant' where the target takes it",
+                    )
+                )
+            if high is None:
+                context.report(
+                    Diagnostic(
+                        "SNN010",
+                        f"the range of input `{node.name}` is not known",
+                        node.loc,
+                        hint="pass calibration=..., some batches of typical input",
+                    )
+                )
+        # Of ready-made spikes one counts one; else the largest input seen is one spike a step.
+        unit = high if self.encoding in ("rate", "bernoulli") and high is not None and high > 0 else 1.0
+        op_encode = ops.Encode(self.encoding, unit, seed=self.seed)
+        return builder.add(builder.unique(f"{node.name}.encode"), op_encode, (name,), node.loc)
+
+
+def _smallest(value: PerChannel, store: Store) -> float:
+    return float(value) if isinstance(value, float | int) else float(store[value].min())

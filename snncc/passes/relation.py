@@ -1,0 +1,175 @@
+"""How two graphs differ, and by how much they may: the word of every pass, as numbers.
+
+One bound serves all passes that are not exact. Let ``a`` be a value of the network before the pass and ``r`` the same
+value after it (of spikes: the mean over T steps in real units). Every operation but a neuron is linear or does not
+stretch differences (pooling, max), so
+
+    |a' - r'| <= |W'| |a - r| + |W' - W| |a| + |b' - b|
+
+with the weights W before and W' after. A neuron that subtracts its threshold keeps account of its charge: with the mean
+input z, its mean output is r = z + (v_0 - v_T) / T. For a ReLU a = max(z, 0), as r >= 0,
+
+    |max(z, 0) - r| <= |v_0 - v_T| / T
+
+whatever the order of the spikes (if z >= 0 the left side is |v_0 - v_T| / T; if z < 0 it is r <= (v_0 - v_T) / T). So
+what neurons still hold, or overdrew, at the end bounds the error of the rate: O(1/T) while potentials stay bounded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from snncc.ir import Graph, Node, ops
+from snncc.ir.interp import Trace, real, run, simulate
+from snncc.ir.types import Array, per_channel
+from snncc.passes.base import Relation
+
+# Parameters are stored as float32: relative rounding of the result of an exact pass, some operations deep.
+ROUNDING = 1e-4
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Error and bound of every output value, (N, *shape)."""
+
+    error: Array
+    bound: Array
+
+    @property
+    def holds(self) -> bool:
+        return bool((self.error <= self.bound).all())
+
+    def __str__(self) -> str:
+        return f"error {self.error.max():.3g}, bound {self.bound.max():.3g}"
+
+
+def compare(before: Graph, after: Graph, relation: Relation, *xs: Array, timesteps: int = 16) -> list[Difference]:
+    """Compare the outputs of two graphs on inputs (N, *shape) under a relation.
+
+    EXACT and BOUNDED compare a spiking graph by its transfer function (every neuron a clipped ReLU); EXACT also demands
+    the same spikes where both are spiking. RATE compares the mean over ``timesteps`` of ``after`` to the network
+    ``before``.
+
+    Raises:
+        ValueError: LOSSY, which claims nothing to compare.
+    """
+    if relation is Relation.LOSSY:
+        raise ValueError("a lossy pass claims no bound")
+    if relation is Relation.EXACT:
+        pairs = [(run(before, *xs), run(after, *xs))]
+        if before.stage.spiking and after.stage.spiking:
+            pairs.append((_means(before, xs, timesteps), _means(after, xs, timesteps)))
+        return [
+            Difference(np.abs(a[old] - b[new]), np.full(a[old].shape, ROUNDING * max(np.abs(a[old]).max(), 1.0)))
+            for a, b in pairs
+            for old, new in zip(before.outputs, after.outputs, strict=True)
+        ]
+    values = run(before, *xs)
+    trace = simulate(after, *xs, timesteps=timesteps) if relation is Relation.RATE else None
+    got = {n: trace.mean(n) for n in after.outputs} if trace else run(after, *xs)
+    bounds = _bounds(before, after, values, trace, xs)
+    return [
+        Difference(np.abs(values[old] - got[new]), bounds[new] + ROUNDING * max(np.abs(values[old]).max(), 1.0))
+        for old, new in zip(before.outputs, after.outputs, strict=True)
+    ]
+
+
+def _means(graph: Graph, xs: tuple[Array, ...], timesteps: int) -> dict[str, Array]:
+    trace = simulate(graph, *xs, timesteps=timesteps)
+    return {name: trace.mean(name) for name in graph.outputs}
+
+
+def _bounds(
+    before: Graph, after: Graph, values: dict[str, Array], trace: Trace | None, xs: tuple[Array, ...]
+) -> dict[str, Array]:
+    """The bound of every value of ``after``."""
+    bound: dict[str, Array] = {}
+    # What each value was before the pass: under its name, or, of a node that the pass put in, under its operand's.
+    origin: dict[str, str] = {}
+    for node in after.nodes:
+        known = node.name in before.by_name
+        origin[node.name] = node.name if known else origin[node.args[0]]
+        x = [bound[arg] for arg in node.args]
+        op = node.op
+        if isinstance(op, ops.Input):
+            bound[node.name] = np.zeros_like(values[origin[node.name]])
+        elif isinstance(op, ops.Encode):
+            exact = values[origin[node.args[0]]]
+            mean = (
+                trace.mean(node.name) if trace else real(after, node.name, op.evaluate([exact], node.type, after.store))
+            )
+            if op.method == "constant" and node.type.integer:
+                mean = np.rint(exact / op.unit) * op.unit
+            bound[node.name] = np.abs(mean - exact)
+        elif isinstance(op, ops.Weighted):
+            was = before[node.name] if known else None
+            bound[node.name] = _weighted(before, was, after, node, values[origin[node.args[0]]], x[0])
+        elif isinstance(op, ops.If):
+            if trace is None:
+                bound[node.name] = x[0] + _clip_change(before, after, node)
+            else:
+                start = op.start(len(x[0]), node.type, after.store)
+                held = (start - trace.final[node.name]) / trace.timesteps
+                if node.type.integer:
+                    held = real(after, node.args[0], held)
+                # The float neuron rounds its input to its grid.
+                grid = np.asarray(op.grid(node.type, after.store)) if not node.type.integer else 0.0
+                bound[node.name] = x[0] + np.abs(held) + grid
+        elif isinstance(op, ops.Pad):
+            bound[node.name] = replace(op, value=0.0).evaluate(x, node.type, after.store)
+        elif isinstance(op, ops.SumPool):
+            scaled = replace(node.type, dtype="f64")  # bounds are real, so the sum takes its scale here, too
+            bound[node.name] = op.evaluate(x, scaled, after.store)
+        elif isinstance(op, ops.Activation):
+            bound[node.name] = x[0]
+        else:
+            bound[node.name] = op.evaluate(x, node.type, after.store)
+        old = before[node.name].op if known else None
+        if isinstance(old, ops.QuantRelu):
+            bound[node.name] = bound[node.name] + old.theta / old.levels  # its steps
+    return bound
+
+
+def real_weights(graph: Graph, node: Node) -> tuple[Array, Array]:
+    """(weight, bias) of a weighted node in real numbers, float64; integer weights mean weight * unit_out / unit_in."""
+    op = node.op
+    assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
+    weight = graph.value(op.weight).astype(np.float64)
+    bias = np.zeros(len(weight)) if op.bias is None else graph.value(op.bias).astype(np.float64)
+    if not node.type.integer:
+        return weight, bias
+    store = graph.store
+    unit_in, unit_out = graph[node.args[0]].type.unit, node.type.unit
+    out = np.asarray(per_channel(unit_out, store, weight.ndim))
+    into = np.asarray(per_channel(unit_in, store, 1))
+    if into.ndim and isinstance(op, ops.Conv2d):
+        o, c = weight.shape[:2]
+        into = into.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
+    return weight * out / into, bias * np.asarray(per_channel(unit_out, store, 1))
+
+
+def _weighted(before: Graph, was: Node | None, after: Graph, node: Node, value: Array, bound: Array) -> Array:
+    op = node.op
+    assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
+    weight, bias = real_weights(after, node)
+    # A node that the pass put in scales by one.
+    old_weight, old_bias = real_weights(before, was) if was is not None else (np.ones_like(weight), np.zeros_like(bias))
+    store = after.store
+    through = replace(op, weight=store.put("abs", np.abs(weight)), bias=None)
+    changed = replace(
+        op,
+        weight=store.put("abs", np.abs(weight - old_weight)),
+        bias=store.put("abs", np.abs(bias - old_bias)),
+    )
+    float_type = replace(node.type, dtype="f64")
+    return through.evaluate([bound], float_type, store) + changed.evaluate([np.abs(value)], float_type, store)
+
+
+def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
+    """How much the largest rate of a neuron changed, in real numbers: its unit is its threshold."""
+    rank = len(node.type.shape)
+    was = before[node.name].type.unit
+    change = np.asarray(per_channel(node.type.unit, after.store, rank)) - per_channel(was, before.store, rank)
+    return np.asarray(np.abs(change))

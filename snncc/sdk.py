@@ -1,0 +1,161 @@
+"""Builds and finds the vendors' Python environments: `python -m snncc.sdk build samna`.
+
+A vendor's SDK needs a Python and packages that exclude the compiler's own, so each gets a virtual environment under a
+cache folder outside the checkout (`SNNCC_CACHE`, else `$XDG_CACHE_HOME/snncc`, else `~/.cache/snncc`). Standard library
+only.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON = "3.10"  # what every vendor environment so far needs
+_COMPLETE = "snncc-complete"  # written last into an environment: one without it is half built
+
+
+class SdkError(RuntimeError):
+    """A vendor environment cannot be built, or is not where the user says that it is."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One vendor environment: what pip installs, whole and pinned, and what must then import."""
+
+    name: str
+    requirements: tuple[str, ...]
+    imports: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        """Where the environment lives; other requirements make another folder."""
+        digest = hashlib.sha256("\n".join((PYTHON, *self.requirements)).encode()).hexdigest()
+        return cache_folder() / "sdk" / f"{self.name}-{digest[:10]}"
+
+    @property
+    def python(self) -> Path:
+        """The environment's interpreter, built or not."""
+        return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+ENVIRONMENTS: dict[str, Environment] = {
+    environment.name: environment
+    for environment in (
+        # samna declares no dependencies; numpy is for the emitted runner. The newer samna on PyPI are empty shells.
+        Environment("samna", ("numpy==1.26.4", "samna==0.7.1.0"), ("numpy", "samna")),
+    )
+}
+
+
+def cache_folder() -> Path:
+    """The folder that snncc keeps its own things in, outside any checkout."""
+    if own := os.environ.get("SNNCC_CACHE"):
+        return Path(own).absolute()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "snncc"
+
+
+def find(name: str, python: str | os.PathLike[str] | None = None) -> Path | None:
+    """The interpreter with the SDK `name`: the one given, else of `SNNCC_<NAME>_PYTHON`, else the built one, else None.
+
+    Raises `SdkError` if a path is given, here or in the variable, and is no file; KeyError for an unknown name.
+    """
+    environment, variable = ENVIRONMENTS[name], f"SNNCC_{name.upper().replace('-', '_')}_PYTHON"
+    for source, path in (("the path given", python), (variable, os.environ.get(variable))):
+        if path:
+            # Not resolved: a virtual environment's python is a link, and the link's place is what makes it one.
+            found = Path(path).expanduser().absolute()
+            if not found.is_file():
+                raise SdkError(f"no Python for {name} at {found} ({source})")
+            return found
+    return environment.python if (environment.folder / _COMPLETE).is_file() else None
+
+
+def build(name: str, python: str | os.PathLike[str] | None = None) -> Path:
+    """Builds the environment unless it stands already, and returns its interpreter.
+
+    `python` is the Python 3.10 to build from, found if not given. Raises `SdkError` with what to do.
+    """
+    environment = ENVIRONMENTS[name]
+    if (environment.folder / _COMPLETE).is_file():
+        return environment.python
+    base = find_python(python)
+    shutil.rmtree(environment.folder, ignore_errors=True)  # what a build that was cut short left behind
+    environment.folder.parent.mkdir(parents=True, exist_ok=True)
+    modules = "; ".join(f"import {module}" for module in environment.imports)
+    for command in (
+        [base, "-m", "venv", environment.folder],
+        [environment.python, "-m", "pip", "install", "--disable-pip-version-check", *environment.requirements],
+        [environment.python, "-c", modules],
+    ):
+        line = [str(word) for word in command]
+        done = subprocess.run(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+        if done.returncode:
+            tail = "\n".join(done.stdout.strip().splitlines()[-15:])
+            raise SdkError(f"building {name} failed with status {done.returncode} at: {' '.join(line)}\n{tail}")
+    (environment.folder / _COMPLETE).touch()
+    return environment.python
+
+
+def find_python(given: str | os.PathLike[str] | None = None) -> Path:
+    """A Python 3.10: the one given or of `SNNCC_PYTHON310`, else `python3.10` on PATH, else pyenv's, else this one.
+
+    Each is asked for its version, as pyenv's shim for a version that is not switched on is there and fails.
+    """
+    for stated in (given, os.environ.get("SNNCC_PYTHON310")):
+        if stated:
+            if _version(Path(stated)) != PYTHON:
+                raise SdkError(f"{stated} is no Python {PYTHON}: it answers {_version(Path(stated)) or 'nothing'}")
+            return Path(stated)
+    for candidate in _candidates():
+        if _version(candidate) == PYTHON:
+            return candidate
+    raise SdkError(
+        f"no Python {PYTHON} was found, which the vendor SDKs need. Install one (`pyenv install {PYTHON}`, "
+        f"`uv python install {PYTHON}`, or your system's package) and put python{PYTHON} on PATH, or give its path in "
+        "SNNCC_PYTHON310."
+    )
+
+
+def _candidates() -> Iterator[Path]:
+    if on_path := shutil.which(f"python{PYTHON}"):
+        yield Path(on_path)
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    yield from sorted(versions.glob(f"{PYTHON}.*/bin/python"), reverse=True)
+    yield Path(sys.executable)
+
+
+def _version(python: Path) -> str:
+    """What the interpreter says that its version is, empty if it does not answer."""
+    program = "import sys; print('%d.%d' % sys.version_info[:2])"
+    try:
+        asked = subprocess.run([python, "-c", program], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip() if asked.returncode == 0 else ""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line: `build NAME...` and `list`. Returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m snncc.sdk", description="Builds and lists vendor environments.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    builder = commands.add_parser("build", help="build environments that do not stand yet")
+    builder.add_argument("names", nargs="+", choices=list(ENVIRONMENTS), metavar="NAME", help=", ".join(ENVIRONMENTS))
+    builder.add_argument("--python", help=f"the Python {PYTHON} to build from")
+    commands.add_parser("list", help="name each environment and where it is")
+    options = parser.parse_args(arguments)
+    try:
+        for name in ENVIRONMENTS if options.command == "list" else options.names:
+            print(f"{name}: {find(name) or 'not built' if options.command == 'list' else build(name, options.python)}")
+    except SdkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

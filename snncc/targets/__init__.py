@@ -1,0 +1,51 @@
+"""The targets. ``snncc.targets()`` lists them; other packages add theirs through the entry-point group
+``snncc.targets`` (an object with the interface of :class:`snncc.targets.base.Target`)."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from types import ModuleType
+
+from snncc.ir.diagnostics import input_error
+from snncc.targets.base import Options, Target
+from snncc.targets.dynapcnn.chips import CHIPS
+from snncc.targets.dynapcnn.target import Dynapcnn
+from snncc.targets.reference import Reference
+
+GROUP = "snncc.targets"
+
+
+def all_targets() -> dict[str, Target]:
+    """Every target by name.
+
+    Raises:
+        ValueError: two targets have one name.
+    """
+    found: dict[str, Target] = {"reference": Reference(), **{name: Dynapcnn(chip) for name, chip in CHIPS.items()}}
+    for entry in entry_points(group=GROUP):
+        target = entry.load()
+        if target.name in found:
+            raise ValueError(f"target {target.name!r} of {entry.value} is there already")
+        found[target.name] = target
+    return found
+
+
+def find(name: str) -> Target:
+    """The target called ``name``, or an InputError that lists the known ones."""
+    known = all_targets()
+    if name not in known:
+        raise input_error("SNN070", f"target {name!r} is unknown", f"choose one of {', '.join(known)}")
+    return known[name]
+
+
+class _Callable(ModuleType):
+    """``snncc.targets()`` as well as ``snncc.targets.dynapcnn``: the list and the package share their name."""
+
+    def __call__(self) -> dict[str, Target]:
+        return all_targets()
+
+
+sys.modules[__name__].__class__ = _Callable
+
+__all__ = ["Options", "Target", "all_targets", "find"]

@@ -1,0 +1,1 @@
+"""DYNAP-CNN and Speck (SynSense): event-driven convolution cores, configured through samna."""

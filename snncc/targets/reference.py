@@ -1,0 +1,42 @@
+"""The target without hardware: no limits, every operation of the IR. For tests and experiments, and the example to copy
+when a new target is written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from snncc.passes.base import Pass
+from snncc.passes.calibrate import Calibrate
+from snncc.passes.canonicalize import Canonicalize
+from snncc.passes.check_bias import CheckBias
+from snncc.passes.fold_batch_norm import FoldBatchNorm
+from snncc.passes.lower_activations import LowerActivations
+from snncc.passes.lower_pooling import LowerPooling
+from snncc.passes.quantize import Quantize
+from snncc.targets.base import Options, Target
+
+
+@dataclass(frozen=True)
+class Reference(Target):
+    """Integer arithmetic like the chips', of any size and shape; runs on the fast engine alone."""
+
+    name: str = "reference"
+    summary: str = "no hardware limits; simulated"
+
+    def passes(self, options: Options) -> list[Pass]:
+        """From the traced graph to the stage ``int``."""
+        return [
+            Canonicalize(),
+            FoldBatchNorm(),
+            CheckBias(options.bias),
+            Calibrate(options.threshold, options.percentile, options.per),
+            LowerActivations(options.encoding or "constant", options.reset, options.v0, seed=options.seed),
+            *([CheckBias("fold")] if options.bias == "fold" else []),
+            LowerPooling(),
+            Quantize(weight_bits=options.weight_bits or 8),
+        ]
+
+    def limits(self) -> dict[str, Any]:
+        """None."""
+        return {}
