@@ -121,13 +121,13 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
         values = engine.run(graph, *xs)
         return [values[name] for name in graph.outputs]
 
-    graph, found = trace(model, example, evaluate=evaluate)
+    graph, found = trace(model, example, name=type(model).__name__, evaluate=evaluate)
     context.diagnostics.extend(found)
     if graph is None or errors(found):
         raise CompileError(found)
     if first is not None:
         n = len(graph.inputs)
-        context.sample = (_inputs(first, n, graph, SAMPLE),)
+        context.sample = (_inputs(as_arrays(calibration) if _is_array(calibration) else first, n, graph, SAMPLE),)
         context.calibration = (_inputs(batch, n, graph) for batch in batches)
     return graph
 
@@ -145,7 +145,7 @@ def _peek(calibration: Any) -> tuple[Iterator[tuple[Array, ...]], tuple[Array, .
 
 def _split(calibration: Any) -> Iterable[Any]:
     """An array or tensor as batches; an iterable as it is."""
-    if hasattr(calibration, "shape") and hasattr(calibration, "__getitem__"):
+    if _is_array(calibration):
         return (calibration[i : i + BATCH] for i in range(0, len(calibration), BATCH))
     if isinstance(calibration, str | bytes) or not isinstance(calibration, Iterable):
         raise input_error(
@@ -154,6 +154,10 @@ def _split(calibration: Any) -> Iterable[Any]:
             "pass an array (N, *shape), or an iterable of batches",
         )
     return calibration
+
+
+def _is_array(data: Any) -> bool:
+    return hasattr(data, "shape") and hasattr(data, "__getitem__")
 
 
 def _batch(batch: Any) -> tuple[Array, ...]:

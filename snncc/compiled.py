@@ -119,7 +119,10 @@ class CompiledModel:
             return self.graph
         if name not in self.stages:
             raise input_error("SNN070", f"there is no stage {name!r}", f"choose one of {', '.join(self.stages)}")
-        return self.stages[name]
+        graph = self.stages[name]
+        if graph is not self.graph:  # the first stages share the model's memory; the last has its own
+            _unchanged(graph)
+        return graph
 
     def validate(self, python: str | Path | None = None) -> Validation:
         """Ask the vendor's own validator, in the vendor's own Python (never in this process).
@@ -317,13 +320,8 @@ class CompiledModel:
         wanted = [r.graph for r in self.records] if all_weights else [self.graph]
         tensors: dict[str, Array] = {}
         for graph in wanted:
+            _unchanged(graph)
             for param in graph.params():
-                if not graph.store.verify(param):
-                    raise input_error(
-                        "SNN073",
-                        f"parameter {param.name!r} changed since the compile: the model was trained on, or moved",
-                        "compile again, or compile a copy of the model",
-                    )
                 # The key is the name that the text has; equal bytes are written once.
                 tensors.setdefault(param.digest, graph.value(param))
         names = {p.digest: p.name for g in wanted for p in g.params()}
@@ -364,6 +362,18 @@ class CompiledModel:
             "diagnostics": [d.to_json() for d in self.diagnostics],
             "report": self.report,
         }
+
+
+def _unchanged(graph: Graph) -> None:
+    """Hold the bytes of ``graph`` against their digests: they may be the user's model's, and that may have been trained
+    on since."""
+    for param in graph.params():
+        if param in graph.store and not graph.store.verify(param):
+            raise input_error(
+                "SNN073",
+                f"parameter {param.name!r} changed since the compile; stage {graph.stage.value} shares its memory",
+                "compile again, or compile a copy of the model",
+            )
 
 
 def _pass_name(label: str) -> str:

@@ -202,13 +202,13 @@ MAKERS = {
 
 
 @st.composite
-def graphs(draw: Draw, stage: Stage, most: int = 7, methods: tuple[str, ...] = ops.Encode.METHODS) -> Graph:
+def graphs(draw: Draw, stage: Stage, most: int = 10, methods: tuple[str, ...] = ops.Encode.METHODS) -> Graph:
     """A graph of ``stage`` with up to ``most`` operations between its one or two inputs and its outputs; ``methods``:
     the encodings of a spiking one."""
     d = Draft(draw, stage)
     method = draw(st.sampled_from(methods))
-    image = st.tuples(st.integers(1, 4), st.integers(1, 7), st.integers(1, 7))
-    shape = draw(st.one_of(image, image, st.tuples(st.integers(1, 9))))
+    image, small = (st.tuples(st.integers(1, 4), st.integers(n, 7), st.integers(n, 7)) for n in (3, 1))
+    shape = draw(st.one_of(image, image, image, small, st.tuples(st.integers(1, 9))))
     heads = []
     for _ in range(draw(st.integers(1, 2))):
         head = d.add(ops.Input(shape))
@@ -270,21 +270,7 @@ hostile_float = st.one_of(
 sources = st.builds(Source, hostile_text, hostile_text, st.integers(0, 2**31 - 1))
 locs = st.builds(Loc, st.lists(sources, max_size=3).map(tuple), st.lists(hostile_text, max_size=3).map(tuple))
 names = st.from_regex(r"[A-Za-z_][A-Za-z0-9_.]{0,6}", fullmatch=True) | st.sampled_from(
-    [
-        "loc",
-        "module",
-        "func.func",
-        "func.return",
-        "tensor",
-        "x",
-        "x.arg",
-        "_",
-        "_0",
-        "e5",
-        "f32",
-        "true",
-        "dense_resource",
-    ]
+    ["loc", "module", "func.return", "tensor", "x", "x.arg", "_", "_0", "e5", "f32", "true", "dense_resource"]
 )
 _FREE = {  # float attributes that no type depends on
     "input": ("low", "high"),

@@ -107,7 +107,7 @@ def _transfer(op: ops.If, x: Tensor, out: Type, params: Params) -> Tensor:
 
 
 # What an operation does with its operand (of concat and add: with all of them).
-_RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
+RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
     ops.Identity: lambda op, x, out, params: x,
     ops.Dropout: lambda op, x, out, params: x,
     ops.Reshape: lambda op, x, out, params: x.reshape(-1, *out.shape),
@@ -139,4 +139,4 @@ _RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
 
 def evaluate(op: ops.Op, xs: list[Tensor], out: Type, params: Params) -> Tensor:
     """The result for operands ``xs``, whose type is ``out``."""
-    return _RULES[type(op)](op, xs[0] if op.arity == 1 else xs, out, params)
+    return RULES[type(op)](op, xs[0] if op.arity == 1 else xs, out, params)

@@ -154,7 +154,7 @@ class Tracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         # The call, not the class's forward: a layer as the model, hooks and replaced forwards then work as anywhere.
-        return partial(nn.Module.__call__, self.model), [TensorProxy(value, self) for value in self.inputs]
+        return lambda *args: self.model(*args), [TensorProxy(value, self) for value in self.inputs]
 
     def create_arg(self, a: Any) -> Any:
         return a

@@ -89,28 +89,33 @@ class Diagnostic:
 
     def render(self) -> str:
         """Plain text in the manner of rustc, with the user's source line when its file can be read."""
-        lines = [f"{self.severity.value}[{self.code}]: {self.message}"]
+        lines = [f"{self.severity.value}[{self.code}]: {_plain(self.message)}"]
         gutter = max([len(str(s.line)) for s in self.loc if s.file], default=1)
+        pad = " " * gutter
+        places: dict[tuple[str, int], list[str]] = {}  # fused layers often come from one line
         for source in self.loc:
-            module = f"module `{source.module}`" if source.module else ""
-            if not source.file:
-                lines.append(f"{' ' * gutter}--> {module}")
+            places.setdefault((source.file, source.line), []).append(source.module)
+        for (file, line), modules in places.items():
+            module = ", ".join(f"`{_plain(m)}`" for m in modules if m)
+            if module:
+                module = f"module{'s' if len(modules) > 1 else ''} {module}"
+            if not file:
+                lines.append(f"{pad}--> {module}")
                 continue
-            lines.append(f"{' ' * gutter}--> {source.file}:{source.line}" + (f", {module}" if module else ""))
-            code = linecache.getline(source.file, source.line).rstrip()
+            lines.append(f"{pad}--> {_plain(file)}:{line}" + (f", {module}" if module else ""))
+            code = linecache.getline(file, line).rstrip()
             if code:
-                pad = " " * gutter
-                lines += [f"{pad} |", f"{source.line:>{gutter}} | {code}", f"{pad} |"]
+                lines += [f"{pad} |", f"{line:>{gutter}} | {code}", f"{pad} |"]
         if self.limit is not None and self.found is not None:
             over = self.found - self.limit
             # A lower limit is broken from below; say by how much in both cases.
             passed = f"{_number(abs(over))} too {'many' if over > 0 else 'few'}" if over else "at the limit"
             lines.append(
-                f"{' ' * gutter} = limit: {_number(self.limit)} {self.quantity}".rstrip()
+                f"{pad} = limit: {_number(self.limit)} {self.quantity}".rstrip()
                 + f", found {_number(self.found)} ({passed})"
             )
         if self.hint:
-            lines.append(f"{' ' * gutter} = help: {self.hint}")
+            lines.append(f"{pad} = help: {self.hint}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
@@ -126,6 +131,11 @@ class Diagnostic:
         if self.limit is not None:
             data |= {"limit": self.limit, "found": self.found, "quantity": self.quantity}
         return data
+
+
+def _plain(text: str) -> str:
+    """``text`` with control characters visible: what users name things must not move a terminal's cursor."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _number(value: float) -> str:

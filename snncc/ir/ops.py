@@ -279,8 +279,10 @@ class Concat(Op):
         unit: PerChannel = first.unit
         if domain is Domain.CURRENT and not first.integer:
             unit = 1.0
-        elif not all(same_unit(x.unit, first.unit) for x in args):
-            _need(self.axis == 0, "concatenation of different units along an axis other than the channels")
+        elif self.axis:
+            same = all(same_unit(x.unit, first.unit) for x in args)
+            _need(same, "concatenation of different units along an axis other than the channels")
+        elif isinstance(unit, Param) or any(x.unit != unit for x in args):
             parts = [store[x.unit] if isinstance(x.unit, Param) else np.full(x.shape[0], x.unit) for x in args]
             unit = store.put("concat.unit", np.concatenate(parts))
         widest = max((x.dtype for x in args), key=lambda name: DTYPES[name].itemsize)

@@ -13,6 +13,7 @@ from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild
 
 POLICIES = ("error", "warn", "keep", "strip", "fold")
+PER_LAYER = 16  # up to how many layers the cost of each one's biases is measured
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,15 @@ class CheckBias(Pass):
 
     policy: str = "warn"
     name: ClassVar[str] = "check-bias"
-    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED, Stage.SNN)
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"unknown bias policy {self.policy!r}; known: {', '.join(POLICIES)}")
+
+    @property
+    def requires(self) -> tuple[Stage, ...]:  # type: ignore[override]
+        """Folding needs neurons; everything else comes before calibration, which must see what is left."""
+        return (Stage.SNN,) if self.policy == "fold" else (Stage.FOLDED,)
 
     @property
     def relation(self) -> Relation:  # type: ignore[override]
@@ -43,51 +48,67 @@ class CheckBias(Pass):
         if not biased or self.policy == "keep":
             return graph
         if self.policy == "fold":
-            return graph if graph.stage is Stage.FOLDED else _fold(graph, context)
-        stripped = _strip(graph)
-        cost = _cost(graph, stripped, context)
-        for node in biased:
-            context.report(self._report(graph, node, cost))
+            return _fold(graph, context)
+        names = [n.name for n in biased]
+        # One layer at a time is a run each: worth it while there are few.
+        each = [_strip(graph, [name]) for name in names] if len(names) <= PER_LAYER else []
+        stripped = _strip(graph, names)
+        kept = _kept_classes(graph, [stripped, *each], context)
+        for i, node in enumerate(biased):
+            context.report(self._report(graph, node, kept[i + 1] if each and kept else None))
+        if kept:
+            n = sum(len(batch[0]) for batch in context.sample)
+            text = f"without any bias, {100 * kept[0]:.1f} % of {n} calibration samples keep their class"
+            context.report(Diagnostic("SNN020", text, severity=Severity.NOTE))
         return stripped if self.policy == "strip" else graph
 
-    def _report(self, graph: Graph, node: Node, cost: str) -> Diagnostic:
+    def _report(self, graph: Graph, node: Node, kept: float | None) -> Diagnostic:
         assert isinstance(node.op, ops.Weighted) and node.op.bias is not None
         nonzero = int(np.count_nonzero(graph.value(node.op.bias)))
         total = node.op.bias.size
         added = nonzero * (node.type.size // total)
         text = f"`{node.name}` has {nonzero} of {total} biases that are not zero: {added:,} additions per time step"
+        if kept is not None:
+            text += f"; without them {100 * kept:.1f} % of the calibration samples keep their class"
         if self.policy == "strip":
-            return Diagnostic("SNN021", f"biases of {text}; removed. {cost}", node.loc, Severity.WARNING)
+            return Diagnostic("SNN021", f"{text}. They are removed", node.loc, Severity.WARNING)
         severity = Severity.ERROR if self.policy == "error" else Severity.WARNING
         hint = (
             "train with bias=False (a batch norm's shift becomes a bias, too), or choose bias='keep', 'fold' or 'strip'"
         )
-        return Diagnostic("SNN020", f"{text}. {cost}", node.loc, severity, hint)
+        return Diagnostic("SNN020", text, node.loc, severity, hint)
 
 
-def _strip(graph: Graph) -> Graph:
+def _strip(graph: Graph, names: list[str]) -> Graph:
+    """Without the biases of the named layers."""
+
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        if isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine) and node.op.bias is not None:
+        if node.name in names and isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine):
             return builder.copy(node, args, replace(node.op, bias=None))
         return None
 
     return rebuild(graph, visit)
 
 
-def _cost(before: Graph, after: Graph, context: Context) -> str:
-    """What the biases are worth, in words: how many of the calibration samples keep their class without them."""
-    if context.engine is None or not context.sample or before.stage.spiking:
-        return "What removing them costs was not measured (no calibration data)"
-    engine, same, n = context.engine, 0, 0
-    for batch in context.sample:
-        scores = []
-        for graph in (before, after):
-            got: list[Array] = []
-            engine.values(graph, batch, lambda name, v, g=graph, to=got: to.append(v) if name == g.outputs[0] else None)  # type: ignore[misc]
-            scores.append(got[0].reshape(len(got[0]), -1).argmax(axis=1))
-        same += int((scores[0] == scores[1]).sum())
-        n += len(scores[0])
-    return f"Without any bias in the network, {100 * same / n:.1f} % of {n} calibration samples keep their class"
+def _kept_classes(before: Graph, after: list[Graph], context: Context) -> list[float]:
+    """How much of the calibration sample keeps its class in each of ``after``; empty if there is nothing to run on."""
+    if context.engine is None or not context.sample:
+        return []
+    engine = context.engine
+
+    def classes(graph: Graph) -> Array:
+        found: list[Array] = []
+
+        def visit(name: str, value: Array) -> None:
+            if name == graph.outputs[0]:
+                found.append(value.reshape(len(value), -1).argmax(axis=1))
+
+        for batch in context.sample:
+            engine.values(graph, batch, visit)
+        return np.concatenate(found)
+
+    wanted = classes(before)
+    return [float((classes(graph) == wanted).mean()) for graph in context.progress(after, "check biases")]
 
 
 def _fold(graph: Graph, context: Context) -> Graph:
@@ -116,8 +137,8 @@ def _fold(graph: Graph, context: Context) -> Graph:
                 text = f"biases of `{node.name}` are given as {context.timesteps} steps' charge at the start"
                 context.report(Diagnostic("SNN022", text, node.loc, Severity.NOTE))
             else:
-                message = f"biases of `{node.name}` reach no neuron of their own, so they cannot be folded"
-                context.report(Diagnostic("SNN020", message, node.loc, hint="choose bias='keep' or 'strip'"))
+                message = f"biases of `{node.name}` reach no neuron of their own, so they cannot be folded; they stay"
+                context.report(Diagnostic("SNN020", message, node.loc, Severity.WARNING))
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
         if node.name in done:

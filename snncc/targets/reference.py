@@ -26,13 +26,14 @@ class Reference(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to the stage ``int``."""
+        bias, fold = CheckBias(options.bias), options.bias == "fold"
         return [
             Canonicalize(),
             FoldBatchNorm(),
-            CheckBias(options.bias),
+            *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "constant", options.reset, options.v0, seed=options.seed),
-            *([CheckBias("fold")] if options.bias == "fold" else []),
+            *([bias] if fold else []),
             LowerPooling(),
             Quantize(weight_bits=options.weight_bits or 8),
         ]

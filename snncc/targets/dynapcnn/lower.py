@@ -125,7 +125,8 @@ class Reader:
     def _weighted(self, node: Node, op: ops.Conv2d | ops.Linear | ops.Affine, shape: Shape) -> None:
         if (open_layer := self._open()) is not None:
             self._say(
-                "SNN032", node,
+                "SNN032",
+                node,
                 f"no activation stands between it and `{open_layer.name}`; every core ends in spiking neurons",
                 "put a ReLU between them, or merge the two layers into one",
             )

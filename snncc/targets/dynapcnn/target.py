@@ -51,15 +51,16 @@ class Dynapcnn(Target):
         bits = options.weight_bits or 8
         if bits > 8:
             raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
+        bias, fold = CheckBias(options.bias), options.bias == "fold"
         return [
             Canonicalize(),
             FoldBatchNorm(),
             CheckLimits(self.chip),
             SpikingOutput(),
-            CheckBias(options.bias),
+            *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "rate", options.reset, options.v0, seed=options.seed),
-            *([CheckBias("fold")] if options.bias == "fold" else []),
+            *([bias] if fold else []),
             LowerPooling(max_pool="error"),
             # Thresholds stay within 14 bits and a sign, so that a potential (below threshold plus one weight between
             # events) keeps away from the undocumented saturation at 2^15 - 1.

@@ -1,0 +1,321 @@
+"""The engine against the reference interpreter: every spike, on random graphs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import graphs, inputs
+
+from snncc.engine import TorchEngine, rules, simulate
+from snncc.engine.simulate import fan_out
+from snncc.ir import Domain, Graph, InputError, Node, Param, Stage, Store, Type, interp, ops, verify
+from snncc.ir.types import Array, PerChannel
+
+ENGINE = TorchEngine()
+seeds = st.integers(0, 2**32 - 1)
+networks = st.sampled_from([Stage.ANN, Stage.FOLDED]).flatmap(graphs)
+spiking = st.sampled_from([Stage.SNN, Stage.INT, Stage.MAPPED]).flatmap(graphs)
+
+
+def chain(stage: Stage, *steps: ops.Op | tuple[ops.Op, PerChannel], store: Store | None = None) -> Graph:
+    """A graph of operations in a row, the first an input; with a unit where inference leaves it free."""
+    store = store if store is not None else Store()
+    nodes: list[Node] = []
+    for i, step in enumerate(steps):
+        op, unit = step if isinstance(step, tuple) else (step, None)
+        args = (nodes[-1],) if nodes else ()
+        type = op.infer(tuple(n.type for n in args), store)
+        place = "core 0" if stage is Stage.MAPPED else ""
+        type = type if unit is None else replace(type, unit=unit)
+        nodes.append(Node(f"n{i}", op, tuple(n.name for n in args), type, place=place))
+    graph = Graph(tuple(nodes), (nodes[-1].name,), stage, store=store)
+    verify(graph)
+    return graph
+
+
+def assert_close(got: Array, want: Array, rtol: float) -> None:
+    # A sum's rounding error is relative to its largest terms.
+    np.testing.assert_allclose(got, want, rtol=rtol, atol=rtol * max(1.0, np.abs(want).max(initial=0.0)))
+
+
+# --- over time steps -----------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=250)
+@given(spiking, st.integers(1, 4), st.integers(1, 9), st.sampled_from([None, 1, 3]), seeds)
+def test_equals_the_interpreter_in_every_spike(
+    graph: Graph, n: int, timesteps: int, batch_size: int | None, seed: int
+) -> None:
+    xs = inputs(graph, n, timesteps, seed)
+    want = interp.simulate(graph, *xs, timesteps=timesteps)
+    got = ENGINE.simulate(graph, *xs, timesteps=timesteps, record="all", batch_size=batch_size, final=True)
+    for name, value in want.values.items():
+        assert (name in got.spikes) == (graph[name].type.domain is Domain.SPIKE)
+        if name in got.spikes:
+            spikes = want.spikes(name)
+            np.testing.assert_array_equal(got.spikes[name], spikes)
+            assert got.counts[name] == spikes.sum()
+            assert got.rates[name] == pytest.approx(spikes.mean())
+        elif graph[name].type.integer:
+            np.testing.assert_array_equal(got.values[name], value)
+        else:
+            assert_close(got.values[name], value, 1e-12)
+    for node in graph.nodes:
+        if isinstance(node.op, ops.If):
+            np.testing.assert_array_equal(got.final[node.name], want.final[node.name])
+        if isinstance(node.op, ops.Weighted) and node.args[0] in got.spikes:
+            np.testing.assert_array_equal(got.synops[node.name], brute_force_synops(graph, node, want))
+    for name, output in zip(graph.outputs, got.outputs, strict=True):
+        assert_close(output, want.mean(name), 1e-12)
+    assert got.output is got.outputs[0]
+
+
+def brute_force_synops(graph: Graph, node: Node, trace: interp.Trace) -> Array:
+    """One spike at a time through the interpreter's operation, with weights of one: what arrives is what it reached."""
+    op = node.op
+    assert isinstance(op, ops.Weighted)
+    store = Store()
+    ones = replace(op, weight=store.put("ones", np.ones(op.weight.shape)), bias=None)
+    x = graph[node.args[0]].type
+    places = np.eye(x.size).reshape(x.size, *x.shape)
+    reached = ones.evaluate([places], node.type, store).reshape(x.size, -1).sum(axis=1)
+    spikes = trace.spikes(node.args[0])
+    return np.asarray((spikes.reshape(*spikes.shape[:2], -1) * reached).sum(axis=(0, 2)))
+
+
+@settings(max_examples=40)
+@given(graphs(Stage.SNN, methods=("bernoulli",)), st.integers(2, 5), seeds)
+def test_random_spikes_do_not_depend_on_the_split(graph: Graph, n: int, seed: int) -> None:
+    xs = inputs(graph, n, 6, seed)
+    whole = ENGINE.simulate(graph, *xs, timesteps=6, record="spikes")
+    split = TorchEngine(memory=1).simulate(graph, *xs, timesteps=6, record="spikes")
+    assert whole.counts == split.counts
+    for name, spikes in whole.spikes.items():
+        np.testing.assert_array_equal(split.spikes[name], spikes)
+
+
+def small(stage: Stage, method: str = "constant") -> Graph:
+    """Two layers of neurons on (2, 5, 5)."""
+    store, integer = Store(), stage is not Stage.SNN
+    rng = np.random.default_rng(0)
+
+    def weight(*shape: int) -> Param:
+        values = rng.standard_normal(shape)
+        return store.put("w", (values * 40).astype(np.int8) if integer else (values * 0.4).astype(np.float32))
+
+    unit = 0.01 if integer else None
+    return chain(
+        stage,
+        ops.Input((2, 5, 5)),
+        ops.Encode(method, 0.1, "i8" if integer else "f32"),
+        (ops.Conv2d(weight(3, 2, 3, 3)), unit),
+        ops.If(90 if integer else 0.6),
+        ops.MaxPool((2, 2), (1, 1)),
+        ops.Flatten(),
+        (ops.Linear(weight(4, 12)), unit),
+        ops.If(50 if integer else 0.4),
+        store=store,
+    )
+
+
+X = np.random.default_rng(1).random((4, 2, 5, 5))
+
+
+@pytest.mark.parametrize("stage", [Stage.SNN, Stage.INT, Stage.MAPPED])
+def test_what_does_not_change_over_time_is_computed_once(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: dict[str, int] = {}
+
+    def spy(op: ops.Op, xs: list[torch.Tensor], out: Type, params: rules.Params) -> torch.Tensor:
+        rows[op.mnemonic] = len(xs[0])
+        return rules.evaluate(op, xs, out, params)
+
+    monkeypatch.setattr(simulate, "evaluate", spy)
+    result = ENGINE.simulate(small(stage), X, timesteps=6)
+    assert rows == {"conv2d": 4, "max_pool": 24, "flatten": 24, "linear": 24}
+    np.testing.assert_allclose(result.output, interp.simulate(small(stage), X, timesteps=6).mean("n7"))
+
+
+def test_integers_run_in_the_smallest_exact_type() -> None:
+    def run(weight: int, x: float) -> Array:
+        store = Store()
+        linear = ops.Linear(store.put("w", np.full((1, 3), weight, np.int32)), store.put("b", np.array([1], np.int32)))
+        graph = chain(Stage.INT, ops.Input((3,)), ops.Encode("constant", 1.0, "i32"), (linear, 1.0), store=store)
+        xs = np.full((1, 3), x)
+        got = ENGINE.simulate(graph, xs, timesteps=2, record="all").values["n2"]
+        np.testing.assert_array_equal(got, interp.simulate(graph, xs, timesteps=2).values["n2"])
+        return got
+
+    assert run(2, 3)[0, 0, 0] == 19
+    assert run(1, 2**24 + 2)[0, 0, 0] == 3 * 2**24 + 7  # no float32
+    assert run(2**30, 2**20 + 1)[0, 0, 0] == 3 * 2**30 * (2**20 + 1) + 1
+    with pytest.raises(OverflowError, match=r"%n2: integers that may reach .* beyond 2\*\*53"):
+        run(2**30, 2**23)
+
+
+@pytest.mark.parametrize("threshold", [2**24 + 1, 3])
+def test_integer_membranes_are_exact_over_many_steps(threshold: int) -> None:
+    graph = chain(Stage.INT, ops.Input((1,)), ops.Encode("constant", 1.0, "i32"), ops.If(threshold))
+    x = np.array([[2**22 + 1.0]])
+    want = interp.simulate(graph, x, timesteps=9)
+    got = ENGINE.simulate(graph, x, timesteps=9, record="all", final=True)
+    np.testing.assert_array_equal(got.spikes["n2"], want.spikes("n2"))
+    np.testing.assert_array_equal(got.final["n2"], want.final["n2"])
+
+
+def test_bfloat16_for_training_does_not_touch_integers() -> None:
+    store = Store()
+    rng = np.random.default_rng(0)
+    linear = ops.Linear(store.put("w", rng.integers(-7, 7, (256, 512)).astype(np.int8)))
+    graph = chain(Stage.INT, ops.Input((512,)), ops.Encode("constant", 1.0, "i32"), (linear, 1.0), store=store)
+    x = rng.integers(0, 3000, (256, 512))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        got = ENGINE.simulate(graph, x, timesteps=1)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    np.testing.assert_array_equal(got.output, x @ store[linear.weight].T.astype(np.int64))
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_fan_out_counts_what_an_input_reaches(groups: int, dilation: int) -> None:
+    store = Store()
+    weight = store.put("w", np.ones((4, 2 // groups, 3, 2)))
+    op = ops.Conv2d(weight, None, (2, 1), (1, 0, 0, 2), (dilation, dilation), groups)
+    x = Type((2, 7, 6))
+    out = op.infer((x,), store)
+    grid = torch.zeros(1, *x.shape, dtype=torch.float64, requires_grad=True)
+    padded = torch.nn.functional.pad(grid, (0, 2, 1, 0))
+    y = torch.nn.functional.conv2d(padded, torch.ones(weight.shape).double(), None, (2, 1), 0, dilation, groups)
+    y.sum().backward()
+    assert grid.grad is not None
+    reached = np.broadcast_to(fan_out(op, x, out), x.shape)
+    np.testing.assert_array_equal(reached, grid.grad[0].numpy())
+
+
+def test_records_what_is_asked_for() -> None:
+    graph = small(Stage.INT, "rate")
+    bare = ENGINE.simulate(graph, X, timesteps=3)
+    assert not bare.spikes
+    assert not bare.values
+    assert not bare.final
+    assert set(bare.counts) == {"n1", "n3", "n4", "n5", "n7"}
+    assert set(bare.synops) == {"n2", "n6"}
+    some = ENGINE.simulate(graph, X, timesteps=3, record=["n2", "n3"], final=True)
+    assert set(some.spikes) == {"n3"}
+    assert some.spikes["n3"].shape == (3, 4, 3, 3, 3)
+    assert some.spikes["n3"].dtype == np.int8
+    assert set(some.values) == {"n2"}
+    assert set(some.final) == {"n3", "n7"}
+    assert set(ENGINE.simulate(graph, X, timesteps=3, record="n3").spikes) == {"n3"}
+    assert not ENGINE.simulate(graph, X, timesteps=3, record="spikes").values
+    # Many spikes in a step do not fit a byte.
+    many = ENGINE.simulate(graph, X * 2000, timesteps=3, record="n1").spikes["n1"]
+    assert many.dtype == np.int32
+    assert many.max() > 127
+    with pytest.raises(InputError, match="cannot record n0, y: no such value"):
+        ENGINE.simulate(graph, X, timesteps=3, record=["n2", "y", "n0"])
+
+
+def test_progress_sees_every_batch() -> None:
+    seen: list[tuple[list[int], str]] = []
+
+    def progress(items: Iterable[int], what: str) -> Iterable[int]:
+        seen.append((list(items), what))
+        return seen[-1][0]
+
+    ENGINE.simulate(small(Stage.SNN), X, timesteps=2, batch_size=3, progress=progress)
+    assert seen == [([0, 3], "simulate")]
+
+
+def test_refuses_what_cannot_run() -> None:
+    graph = small(Stage.SNN)
+    with pytest.raises(ValueError, match="stage folded has no time steps"):
+        ENGINE.simulate(replace(graph, stage=Stage.FOLDED), X, timesteps=2)
+    with pytest.raises(InputError, match="at least 1, got 0"):
+        ENGINE.simulate(graph, X, timesteps=0)
+    with pytest.raises(InputError, match=r"shape \(N, 2, 5, 5\), got \(2, 5, 5\)"):
+        ENGINE.simulate(graph, X[0], timesteps=2)
+    with pytest.raises(InputError, match="hold 0 samples"):
+        ENGINE.simulate(graph, X[:0], timesteps=2)
+
+
+# --- as a network --------------------------------------------------------------------------------------------------
+
+
+def collect(graph: Graph, xs: list[Array], dtype: torch.dtype) -> dict[str, Array]:
+    values: dict[str, Array] = {}
+    ENGINE.values(graph, xs, lambda name, value: values.update({name: value.copy()}), dtype)
+    return values
+
+
+@settings(max_examples=150)
+@given(networks | spiking, st.integers(1, 3), seeds)
+def test_values_equal_the_interpreters(graph: Graph, n: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    xs = [rng.standard_normal((n, *node.type.shape)) for node in graph.inputs]
+    want = interp.run(graph, *xs)
+    got = collect(graph, xs, torch.float64)
+    assert list(got) == [node.name for node in graph.nodes]
+    for name, value in want.items():
+        assert_close(got[name], value, 1e-11)
+    if any(isinstance(node.op, ops.Floor | ops.QuantRelu) for node in graph.nodes):
+        return  # float32 may fall on the other side of a step
+    for name, value in collect(graph, xs, torch.float32).items():
+        assert value.dtype == np.float32
+        assert_close(value, want[name], 1e-5)
+
+
+@settings(max_examples=30)
+@given(networks, seeds)
+def test_run_does_not_depend_on_the_split(graph: Graph, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    xs = [rng.standard_normal((5, *node.type.shape)) for node in graph.inputs]
+    whole, split = ENGINE.run(graph, *xs), TorchEngine(memory=1).run(graph, *xs)
+    assert list(whole) == list(dict.fromkeys(graph.outputs))
+    for name, value in whole.items():
+        assert value.shape == (5, *graph[name].type.shape)
+        np.testing.assert_allclose(split[name], value, rtol=1e-5, atol=1e-5)
+    first = graph.nodes[0].name
+    assert list(ENGINE.run(graph, *xs, record=[first])) == [first]
+
+
+def test_the_stores_arrays_are_used_as_they_are() -> None:
+    store = Store()
+    param = store.put("w", np.ones((3, 4), np.float32))
+    tensor = rules.Params(store, "cpu")(store[param], torch.float32)
+    assert tensor.data_ptr() == store[param].ctypes.data
+    backwards = store.put("w", np.arange(4.0)[::-1], copy=False)
+    assert rules.Params(store, "cpu")(store[backwards], torch.float64).tolist() == [3, 2, 1, 0]
+
+
+def test_every_operation_has_a_rule() -> None:
+    assert rules.RULES.keys() == set(ops.OPS.values()) - {ops.Input}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak memory from Linux's resource usage, in KiB")
+def test_values_are_dropped_after_their_last_reader() -> None:
+    # 40 values of 16 MiB each; three of them alive at a time, and what the interpreter itself takes.
+    code = """
+import resource, numpy as np
+from snncc.engine import TorchEngine
+from snncc.ir import Graph, Node, Type, ops
+nodes = [Node("n0", ops.Input((2**22,)), (), Type((2**22,)))]
+nodes += [Node(f"n{i}", ops.Relu(), (f"n{i - 1}",), nodes[0].type) for i in range(1, 40)]
+graph, x = Graph(tuple(nodes), ("n39",)), np.zeros((1, 2**22), np.float32)
+TorchEngine().values(Graph(graph.nodes[:2], ("n1",)), [x], lambda name, value: None)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+TorchEngine().values(graph, [x], lambda name, value: None)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64

@@ -1,0 +1,111 @@
+"""The semantic test: every pass keeps the relation to its input that it states, over the zoo and generated networks,
+through the reference interpreter."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from functools import lru_cache
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from zoo import ZOO, build, example_input, random_model
+
+from snncc.engine import TorchEngine
+from snncc.frontend import trace
+from snncc.ir import Graph
+from snncc.ir.diagnostics import errors
+from snncc.ir.types import Array
+from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.calibrate import Calibrate
+from snncc.passes.canonicalize import Canonicalize
+from snncc.passes.check_bias import CheckBias
+from snncc.passes.fold_batch_norm import FoldBatchNorm
+from snncc.passes.lower_activations import LowerActivations, SpikingOutput
+from snncc.passes.lower_pooling import LowerPooling
+from snncc.passes.quantize import Quantize, QuantizeWeights
+from snncc.passes.relation import compare
+
+T = 8
+HEAD: list[Pass] = [Canonicalize(), FoldBatchNorm()]
+PIPELINES: dict[str, list[Pass]] = {
+    "default": [*HEAD, CheckBias("warn"), Calibrate(), LowerActivations(), LowerPooling(), Quantize()],
+    "rate, per layer": [
+        *HEAD,
+        Calibrate("percentile", per="layer"),
+        LowerActivations("rate"),
+        LowerPooling(),
+        Quantize(weight_bits=4, threshold_bits=12),
+    ],
+    "chip-like": [
+        *HEAD,
+        SpikingOutput(),
+        CheckBias("strip"),
+        Calibrate("max"),
+        LowerActivations("rate", v_min=-4.0),
+        LowerPooling(),
+        Quantize(v_min=-(2**15)),
+    ],
+    "fold": [*HEAD, Calibrate(), LowerActivations(), CheckBias("fold"), LowerPooling(), Quantize()],
+    "zero reset": [*HEAD, Calibrate(), LowerActivations(reset="zero"), LowerPooling(), Quantize(weight_bits=16)],
+    "k-bit": [*HEAD, QuantizeWeights("k-bit", 4), QuantizeWeights("affine", 6), QuantizeWeights("step", step=0.05)],
+}
+
+
+def hold(model: nn.Module, x: torch.Tensor, passes: list[Pass]) -> None:
+    """Run ``passes`` one by one and hold each to its word."""
+    graph, found = trace(model, (x,))
+    assert graph is not None and not errors(found), found
+    xs = (x.numpy().astype(np.float64),)
+    context = Context(calibration=[xs], sample=[xs], engine=TorchEngine(), timesteps=T)
+    for p in passes:
+        context.calibration = [xs]
+        after = p(graph, context)
+        assert not errors(context.diagnostics), context.diagnostics
+        if p.relation is not Relation.LOSSY:
+            check(p, graph, after, xs)
+        graph = after
+
+
+def check(p: Pass, before: Graph, after: Graph, xs: tuple[Array, ...]) -> None:
+    for difference in compare(before, after, p.relation, *xs, timesteps=T):
+        assert difference.holds, f"{p}: {difference}"
+        assert np.isfinite(difference.bound).all()
+
+
+@lru_cache
+def network(name: str) -> nn.Module:
+    return build(name)
+
+
+@pytest.mark.parametrize("pipeline", PIPELINES)
+@pytest.mark.parametrize("name", ZOO)
+def test_every_pass_keeps_its_word(name: str, pipeline: str) -> None:
+    x = example_input(ZOO[name].input_shape, batch=1)
+    if "rate" in pipeline or "chip" in pipeline:
+        x = x.clamp(min=0)
+    hold(network(name), x, PIPELINES[pipeline])
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), pipeline=st.sampled_from(sorted(PIPELINES)))
+def test_every_pass_keeps_its_word_on_generated_networks(seed: int, pipeline: str) -> None:
+    model, shape = random_model(np.random.default_rng(seed))
+    hold(model, example_input(shape, batch=2, seed=seed % 1000), PIPELINES[pipeline])
+
+
+def test_a_wrong_pass_is_caught() -> None:
+    """The test can fail: a weight that is off by a little more than rounding breaks every relation."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 3))
+    x = torch.rand(2, 1, 8, 8)
+    graph, _ = trace(model, (x,))
+    other = deepcopy(model)
+    with torch.no_grad():
+        other[0].weight += 0.01
+    wrong, _ = trace(other, (x,))
+    assert graph is not None and wrong is not None
+    (difference,) = compare(graph, wrong, Relation.EXACT, x.numpy())
+    assert not difference.holds
