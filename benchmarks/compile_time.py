@@ -52,6 +52,9 @@ def snncc_side(model: nn.Module, x: Tensor, timesteps: int) -> tuple[str, Callab
     from importlib.metadata import PackageNotFoundError, version
 
     import snncc
+    import snncc.api
+    import snncc.engine
+    import snncc.frontend  # snncc imports these late; spikingjelly at once
 
     try:
         found = version("snncc")

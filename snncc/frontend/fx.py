@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs, users_place
+from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs, is_users, users_place
 from snncc.frontend.torch_ops import LAYERS, TABLE, BatchSize, Entry, hint
 from snncc.ir import Diagnostic, Graph, Loc, Severity, Source
 from snncc.ir.diagnostics import errors
@@ -64,8 +65,10 @@ class TensorProxy(fx.Proxy):
         super().__init__(cast(fx.Node, SimpleNamespace(name=value.name, meta={})), tracer)
         self.value = value
 
-    # So that isinstance(x, torch.Tensor) has the answer that it has when the model runs.
-    __class__ = property(lambda self: Tensor)
+    @property
+    def __class__(self) -> type:
+        # The user's code finds a tensor, as it does when the model runs. torch's must not: it would look inside.
+        return Tensor if is_users(sys._getframe(1)) else TensorProxy
 
     def __getattr__(self, name: str) -> Any:
         if name in _ATTRIBUTES:
@@ -93,6 +96,9 @@ class TensorProxy(fx.Proxy):
 
     def __float__(self) -> float:
         return float(self.__int__())
+
+    def __array__(self, *args: Any, **kwargs: Any) -> Array:
+        return np.full((), int(self.tracer.to_bool(self, "a numpy array")))
 
     def __repr__(self) -> str:
         return f"<tensor {self.value.name}>"
@@ -123,7 +129,7 @@ class Tracer(fx.Tracer):
         report = partial(
             self.recorder.report, "SNN002", hint="pass the size on as the leading axis, or leave it out: x.flatten(1)"
         )
-        self.batch = BatchSize(len(xs[0]), report)
+        self.batch = BatchSize(report)
         self.dtype, self.device = xs[0].dtype, xs[0].device
         self.paths = {module: path for path, module in model.named_modules()}
         names = list(inspect.signature(model.forward).bind(*xs).arguments)
@@ -154,7 +160,10 @@ class Tracer(fx.Tracer):
         self, root_fn: Callable[..., Any], is_module: bool, concrete_args: Any = None
     ) -> tuple[Callable[..., Any], list[Any]]:
         # The call, not the class's forward: a layer as the model, hooks and replaced forwards then work as anywhere.
-        return lambda *args: self.model(*args), [TensorProxy(value, self) for value in self.inputs]
+        def call(*args: Any) -> Any:
+            return self.model(*args)
+
+        return call, [TensorProxy(value, self) for value in self.inputs]
 
     def create_arg(self, a: Any) -> Any:
         return a
@@ -181,7 +190,8 @@ class Tracer(fx.Tracer):
                 self._output_error(f"the model returns its input `{output}` as it is")
 
     def _output_error(self, message: str) -> None:
-        self.recorder.report("SNN008", message, "return the activations of the last layer", Loc((Source(""),)))
+        if not self.recorder.reported:  # else it may well be a consequence
+            self.recorder.report("SNN008", message, "return the activations of the last layer", Loc())
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val  # parameters as they are: what the user's code computes from them is computed
@@ -282,12 +292,13 @@ class Tracer(fx.Tracer):
         return Diagnostic(code, f"{title}: {message}", self.recorder.loc(), hint=help)
 
     def _unsupported(self, name: str, target: Any = None) -> Diagnostic:
-        if _is_torchs_function(target):
-            return Diagnostic("SNN001", f"{name} is not supported", self.recorder.loc(), hint=hint(name.strip("`")))
-        help = "leave out torch.fx.wrap, so that the function's own operations are seen"
-        return Diagnostic(
-            "SNN001", f"{name} is hidden from the compiler by torch.fx.wrap", self.recorder.loc(), hint=help
-        )
+        message, help = f"{name} is not supported", hint(name.strip("`"))
+        if not _is_torchs_function(target):
+            message = f"{name} is hidden from the compiler by torch.fx.wrap"
+            help = "leave out torch.fx.wrap, so that the function's own operations are seen"
+        elif target is not None and self.recorder.layer is not None:
+            message = f"{_title(self.recorder.layer)}: {message}"
+        return Diagnostic("SNN001", message, self.recorder.loc(), hint=help)
 
     def _unknown(
         self, why: Diagnostic | None, function: Callable[..., Any], args: Any, kwargs: Any, changes: bool = False

@@ -261,7 +261,7 @@ class Recorder:
         if tensor.is_meta:
             raise Refused(f"`{name}` has no data: it lies on torch's meta device", "load the weights first", "SNN008")
         data = tensor.detach().to("cpu")
-        if data.dtype == torch.float64 and not torch.equal(data.float().double().nan_to_num(), data.nan_to_num()):
+        if data.dtype == torch.float64 and id(tensor) in self._names and not torch.equal(data.float().double(), data):
             self.rounded.append(name)
         param = self.store.put(name if not name[0].isdigit() else f"_{name}", data.float().numpy(), copy=False)
         self._params[id(tensor)] = tensor, param

@@ -101,17 +101,17 @@ def hint(name: str) -> str:
 
 class BatchSize:
     """The size of the batch axis, or a multiple of it. The compiled network takes any batch, so it is no number: asking
-    for one is reported, and answered by the example's."""
+    for one is reported, and answered by that of a batch of one, which breaks least of what follows."""
 
-    def __init__(self, n: int, report: Callable[[str], None], factor: int = 1) -> None:
-        self._n, self._report, self.factor = n, report, factor
+    def __init__(self, report: Callable[[str], None], factor: int = 1) -> None:
+        self._report, self.factor = report, factor
 
     def times(self, factor: int) -> BatchSize:
-        return BatchSize(self._n, self._report, self.factor * factor)
+        return BatchSize(self._report, self.factor * factor)
 
     def __index__(self) -> int:
         self._report("the size of the batch is used as a number")
-        return self._n * self.factor
+        return self.factor
 
     __int__ = __index__
 
@@ -130,9 +130,8 @@ class BatchSize:
     def __eq__(self, other: object) -> bool:
         if isinstance(other, BatchSize):
             return self.factor == other.factor
-        return (
-            bool(self._n * self.factor == other) if isinstance(other, int) and other > 0 and self.__index__() else False
-        )
+        # No size is 0 or negative: no need to ask.
+        return isinstance(other, int) and other > 0 and self.__index__() == other
 
     def __mul__(self, other: Any) -> Any:
         return self.times(other) if type(other) is int else self.__index__() * other
@@ -143,7 +142,7 @@ class BatchSize:
         if isinstance(other, BatchSize) and self.factor % other.factor == 0:
             return self.factor // other.factor
         if type(other) is int and other and self.factor % other == 0:
-            return BatchSize(self._n, self._report, self.factor // other)
+            return BatchSize(self._report, self.factor // other)
         return self.__index__() // other
 
     def __truediv__(self, other: Any) -> Any:
@@ -193,11 +192,15 @@ def _channels(t: Recorder, x: Value, value: Any) -> Tensor:
     shape = t.shape(x)
     if not shape:
         raise Refused("arithmetic with a constant on a tensor without channels")
-    constant = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    if not isinstance(value, Tensor | np.ndarray | np.generic | float | int):
+        raise ShapeError(f"arithmetic with a {type(value).__name__}")
+    constant = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
     full = (1,) * (len(shape) + 1 - constant.dim()) + tuple(constant.shape)
+    if len(full) == len(shape) + 1 and full[0] != 1:
+        raise Refused(f"a constant of shape {tuple(constant.shape)} differs from sample to sample")
     if np.broadcast_shapes(full, (1, *shape)) != (1, *shape):
         raise Refused(f"a constant of shape {tuple(constant.shape)} enlarges a tensor of shape (N, {_join(shape)})")
-    if len(full) > len(shape) + 1 or full[0] != 1 or any(n != 1 for n in full[2:]):
+    if any(n != 1 for n in full[2:]):
         raise Refused(
             f"a constant of shape {tuple(constant.shape)} has more than one value per channel of (N, {_join(shape)})",
             "only scalars and one value per channel can be compiled",

@@ -12,6 +12,7 @@ import struct
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from typing import Any, TypeVar
+from urllib.parse import quote, unquote
 
 from snncc.ir.diagnostics import input_error
 from snncc.ir.graph import Graph, Node, Stage
@@ -24,12 +25,14 @@ T = TypeVar("T")
 # --- printing ------------------------------------------------------------------------------------------------------
 
 
+_PRINTABLE = "".join(chr(c) for c in range(32, 127) if chr(c) != "%")
+
+
 def _string(text: str) -> str:
-    out = []
-    for byte in text.encode("utf-8", "surrogatepass"):
-        char = chr(byte)
-        out.append("\\" + char if char in '"\\' else char if 32 <= byte < 127 else f"\\{byte:02X}")
-    return '"' + "".join(out) + '"'
+    # What is not printable ASCII is percent-encoded, as in file URIs: MLIR's own escapes of it are bytes, which xdsl
+    # does not take in a location.
+    plain = quote(text, safe=_PRINTABLE, errors="surrogatepass")
+    return '"' + plain.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
 def _float(value: float) -> str:
@@ -137,7 +140,7 @@ _SHAPE = re.compile(r"((?:\d+x)*)(\w+)")
 
 class _Parser:
     def __init__(self, text: str) -> None:
-        self.text, self.pos = text, 0
+        self.text, self.pos, self.start, self.last = text, 0, 0, 0
         self.kind, self.token = "", ""
         self.advance()
 
@@ -147,7 +150,7 @@ class _Parser:
         return input_error("SNN071", f"IR text, line {line}: {message}, found {self.token or 'the end'!r}\n  {context}")
 
     def advance(self) -> str:
-        done = self.token
+        done, self.last = self.token, self.start
         while True:
             self.start = self.pos
             if self.pos == len(self.text):
@@ -179,13 +182,8 @@ class _Parser:
         return self.advance()
 
     def string(self) -> str:
-        raw = self.take("string")[1:-1]
-        data = re.sub(
-            rb'\\(["\\]|[0-9A-Fa-f]{2})',
-            lambda m: m[1] if m[1] in b'"\\' else bytes([int(m[1], 16)]),
-            raw.encode(),
-        )
-        return data.decode("utf-8", "surrogatepass")
+        plain = re.sub(r'\\(["\\])', r"\1", self.take("string")[1:-1])
+        return unquote(plain, errors="surrogatepass")
 
     def list(self, close: str, item: Callable[[], T]) -> list[T]:
         items: list[T] = []
@@ -319,6 +317,7 @@ class _Parser:
     def graph(self, store: Store) -> Graph:
         self.expect("module", "attributes")
         attributes = self.attributes()
+        stage, name = Stage(attributes["snn.stage"]), str(attributes["snn.name"])
         self.expect("{", "func.func")
         self.ident("@")
         self.expect("(")
@@ -347,7 +346,7 @@ class _Parser:
                 self.type()
         self.expect("}", "}")
         self.take("end")
-        return Graph(tuple(nodes), tuple(outputs), Stage(attributes["snn.stage"]), attributes["snn.name"], store)
+        return Graph(tuple(nodes), tuple(outputs), stage, name, store)
 
 
 def parse(text: str, store: Store | None = None) -> Graph:
@@ -364,4 +363,5 @@ def parse(text: str, store: Store | None = None) -> Graph:
     try:
         return parser.graph(store if store is not None else Store())
     except (KeyError, TypeError, ValueError) as error:  # a value that no attribute, name or stage can have
+        parser.start = parser.last
         raise parser.fail(f"{type(error).__name__}: {error}; before") from None

@@ -54,7 +54,7 @@ def _scale_shift(op: ops.Op, store: Store) -> tuple[Array, Array] | None:
 
 
 def _put(store: Store, name: str, value: Array) -> Param:
-    return store.put(name, value.astype(np.float32), copy=False)
+    return store.put(name, value.astype(np.float32, copy=False), copy=False)
 
 
 def _bias(store: Store, name: str, value: Array) -> Param | None:
@@ -78,8 +78,10 @@ def _into_producer(builder: Builder, node: Node, args: tuple[str, ...]) -> str |
         alone_op = ops.Affine(_put(store, f"{node.name}.weight", scale), _bias(store, f"{node.name}.bias", shift))
         return builder.add(node.name, alone_op, args, node.loc)
     assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-    weight = store[op.weight]
-    weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+    old = store[op.weight]
+    # In float64, rounded once to float32, without a float64 copy of the whole.
+    weight = np.empty(old.shape, np.float32)
+    np.multiply(old, scale.reshape(-1, *(1,) * (old.ndim - 1)), out=weight, dtype=np.float64, casting="same_kind")
     bias = shift if op.bias is None else scale * store[op.bias] + shift
     folded = replace(op, weight=_put(store, op.weight.name, weight), bias=_bias(store, f"{producer.name}.bias", bias))
     return builder.add(producer.name, folded, producer.args, producer.loc.merge(node.loc))

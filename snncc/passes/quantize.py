@@ -9,15 +9,18 @@ into its width. So a large threshold costs the weights nothing: it has a width o
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, PerChannel, Severity, Stage, Store, ops
+from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Param, PerChannel, Severity, Stage, Store, ops
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild
+
+CHUNK = 1 << 18  # weights that are handled at a time in float64
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,7 @@ class _Lowering:
         self.options, self.graph, self.context = options, graph, context
         self.builder = Builder(graph)
         self.store: Store = graph.store
+        self.position = {node.name: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Graph:
         graph = self.graph
@@ -153,45 +157,55 @@ class _Lowering:
         weights, biases = np.zeros(channels), np.zeros(channels)
         for node, factor in tree:
             if isinstance(node.op, ops.Weighted):
-                w, b = self._real_weight(node)
-                weights = np.maximum(weights, factor * np.abs(w).reshape(len(w), -1).max(axis=1))
-                biases = np.maximum(biases, factor * np.abs(b))
+                largest = np.zeros(channels)
+                for rows, w in self._real_weights(node):
+                    largest[rows] = np.abs(w, out=w).reshape(len(w), -1).max(axis=1)
+                weights = np.maximum(weights, factor * largest)
+                biases = np.maximum(biases, factor * np.abs(self._real_bias(node)))
         return weights, biases
 
-    def _real_weight(self, node: Node) -> tuple[Array, Array]:
-        """The real weights times the unit of the input, (O, ...), and the real bias, (O,)."""
+    def _real_weights(self, node: Node) -> Iterator[tuple[slice, Array]]:
+        """The real weights times the unit of the input, (O, ...), some rows at a time: the largest layers' in float64
+        would take more memory than all that is kept of them."""
         op = node.op
         assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-        x = self.builder.type(node.args[0])
-        weight = self.store[op.weight].astype(np.float64)
-        unit: Array | float = float(x.unit) if isinstance(x.unit, float | int) else self.store[x.unit]
-        if isinstance(unit, np.ndarray) and isinstance(op, ops.Conv2d):
+        weight, x = self.store[op.weight], self.builder.type(node.args[0])
+        unit = np.asarray(self.store[x.unit] if isinstance(x.unit, Param) else x.unit, np.float64)
+        if unit.ndim and isinstance(op, ops.Conv2d):
             o, c = weight.shape[:2]
             unit = unit.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
-        bias = np.zeros(len(weight)) if op.bias is None else self.store[op.bias].astype(np.float64)
-        return weight * unit, bias
+        elif unit.ndim and isinstance(op, ops.Linear):
+            unit = unit[None]
+        step = max(1, CHUNK * len(weight) // max(weight.size, 1))
+        for at in range(0, len(weight), step):
+            rows = slice(at, at + step)
+            yield rows, weight[rows] * (unit[rows] if len(unit.shape) and len(unit) == len(weight) else unit)
+
+    def _real_bias(self, node: Node) -> Array:
+        op = node.op
+        assert isinstance(op, ops.Weighted)
+        return np.zeros(op.weight.shape[0]) if op.bias is None else self.store[op.bias].astype(np.float64)
 
     def _build(self, tree: list[tuple[Node, float]], unit: Array | float) -> None:
         """Build the nodes of a tree whose root has ``unit``, a scalar or one per channel."""
-        for node, factor in sorted(tree, key=lambda item: self.graph.nodes.index(item[0])):
+        for node, factor in sorted(tree, key=lambda item: self.position[item[0].name]):
             s = np.asarray(unit) / factor
             if not isinstance(node.op, ops.Weighted):
                 self.builder.copy(node, node.args)
                 continue
             op = node.op
             assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-            w, b = self._real_weight(node)
-            step = s if s.ndim == 0 else s.reshape(-1, *(1,) * (w.ndim - 1))
-            integers = np.rint(w / step)
+            integers = np.empty(op.weight.shape, _int_dtype(self.options.weight_bits))
+            step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
+            for rows, w in self._real_weights(node):
+                integers[rows] = np.rint(np.divide(w, step[rows], out=w), out=w)
             self._check_bits(node, integers)
-            weight = self.store.put(
-                op.weight.name if op.weight.name != "one" else f"{node.name}.weight",
-                integers.astype(_int_dtype(self.options.weight_bits)),
-                copy=False,
-            )
+            name = op.weight.name if op.weight.name != "one" else f"{node.name}.weight"
+            weight = self.store.put(name, integers, copy=False)
             bias = None
             if op.bias is not None:
-                bias = self.store.put(op.bias.name, np.rint(b / s).astype(_int_dtype(self.options.bias_bits)))
+                values = np.rint(self._real_bias(node) / s).astype(_int_dtype(self.options.bias_bits))
+                bias = self.store.put(op.bias.name, values)
             self.builder.add(
                 node.name, replace(op, weight=weight, bias=bias), node.args, node.loc, self._unit(node.name, s)
             )
@@ -202,7 +216,7 @@ class _Lowering:
         return self.store.put(f"{name}.unit", value)
 
     def _check_bits(self, node: Node, integers: Array) -> None:
-        largest = int(np.abs(integers).max(initial=0))
+        largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
         bits = largest.bit_length() + 1
         if bits < min(self.options.min_bits, self.options.weight_bits):
             if largest == 0 and not self.graph.value(node.op.weight).any():  # type: ignore[attr-defined]
