@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
+from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
 from snncc.compiled import CompiledModel, as_arrays
@@ -128,7 +129,7 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
     if first is not None:
         n = len(graph.inputs)
         context.sample = (_inputs(as_arrays(calibration) if _is_array(calibration) else first, n, graph, SAMPLE),)
-        context.calibration = (_inputs(batch, n, graph) for batch in batches)
+        context.calibration = _Stream((_inputs(batch, n, graph) for batch in batches), _count(calibration))
     return graph
 
 
@@ -141,6 +142,24 @@ def _peek(calibration: Any) -> tuple[Iterator[tuple[Array, ...]], tuple[Array, .
     if first is None:
         raise input_error("SNN011", "the calibration data is empty")
     return chain((first,), batches), first
+
+
+class _Stream:
+    """Batches that can be read once, and perhaps how many they are, for a progress bar."""
+
+    def __init__(self, batches: Iterator[tuple[Array, ...]], count: int) -> None:
+        self.batches, self.count = batches, count
+
+    def __iter__(self) -> Iterator[tuple[Array, ...]]:
+        return self.batches
+
+    def __length_hint__(self) -> int:
+        return self.count
+
+
+def _count(calibration: Any) -> int:
+    """How many batches, 0 if that is not known."""
+    return -(-len(calibration) // BATCH) if _is_array(calibration) else length_hint(calibration)
 
 
 def _split(calibration: Any) -> Iterable[Any]:
@@ -190,5 +209,4 @@ def rich_progress(items: Iterable[Any], what: str) -> Iterable[Any]:
     from rich.console import Console
     from rich.progress import track
 
-    total = len(items) if isinstance(items, Sequence) else None
-    yield from track(items, what, total=total, console=Console(stderr=True), transient=True)
+    yield from track(items, what, total=length_hint(items) or None, console=Console(stderr=True), transient=True)

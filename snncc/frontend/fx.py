@@ -12,6 +12,7 @@ import copy
 import inspect
 import operator
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -65,7 +66,7 @@ class TensorProxy(fx.Proxy):
         super().__init__(cast(fx.Node, SimpleNamespace(name=value.name, meta={})), tracer)
         self.value = value
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> type:
         # The user's code finds a tensor, as it does when the model runs. torch's must not: it would look inside.
         return Tensor if is_users(sys._getframe(1)) else TensorProxy
@@ -82,6 +83,12 @@ class TensorProxy(fx.Proxy):
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> Any:
         return self.tracer.create_proxy("call_method", name, (self, *args), kwargs)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            self._method("set_", value)
+        else:
+            super().__setattr__(name, value)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self._method("__setitem__", index, value)
@@ -221,11 +228,12 @@ class Tracer(fx.Tracer):
         own = is_torchs(m)
         stack.append((self.paths.get(m, stack[-1][0] if stack else ""), m))
         try:
-            if own and not isinstance(m, LAYERS):
+            if isinstance(m, torch.jit.ScriptModule) or (own and not isinstance(m, LAYERS)):
                 # A copy on the meta device, to learn the result's shape: the memo replaces the tensors.
                 memo: dict[int, Any] = {id(x): x.to("meta") for x in (*m.parameters(), *m.buffers())}
                 copied = lambda *a, **k: copy.deepcopy(m, memo).forward(*a, **k)  # noqa: E731
-                result = self._unknown(self._unsupported(_title(m)), copied, args, kwargs)
+                changes = bool(getattr(m, "inplace", False))
+                result = self._unknown(self._unsupported(_title(m)), copied, args, kwargs, changes)
             else:
                 result = forward(*args, **kwargs)
             if isinstance(m, nn.Identity) and result is args[0]:
@@ -253,10 +261,18 @@ class Tracer(fx.Tracer):
             return _FACTS[target](self, args[0].value, *args[1:], **kwargs)
         entry = TABLE.get(target)
         why: Diagnostic | None = None
+        if kwargs.get("out") is not None:  # reported at once, as the result may never be used
+            self.recorder.report("SNN007", f"{_spelling(target)}: the result is written to out=", "use what it returns")
+            kwargs = {key: value for key, value in kwargs.items() if key != "out"}
         try:
             if entry is not None:
                 return self._known(entry, args, kwargs)
-            why = self._unsupported(_spelling(target if target is not getattr else args[1]), target)
+            if _is_torchs_function(target):
+                why = self._unsupported(_spelling(target if target is not getattr else args[1]), target)
+            else:  # reported at once, as it may also change its operands
+                message = f"{_spelling(target)} is hidden from the compiler by torch.fx.wrap"
+                help = "leave out torch.fx.wrap, so that the function's own operations are seen"
+                self.recorder.report("SNN001", message, help)
         except ShapeUnknown:
             pass
         except ShapeError as error:
@@ -270,8 +286,7 @@ class Tracer(fx.Tracer):
         values, options = pytree.tree_map(lambda x: x.value if isinstance(x, TensorProxy) else x, (args, kwargs))
         options = {_NUMPY_NAMES.get(key, key): value for key, value in options.items()}
         inplace = options.pop("inplace", False) or entry.inplace
-        if options.pop("out", None) is not None:
-            raise Refused("writes its result to out=", code="SNN007")
+        options.pop("out", None)
         try:
             bound = inspect.signature(entry.handler).bind(self.recorder, *values, **options)
         except TypeError as error:
@@ -282,7 +297,7 @@ class Tracer(fx.Tracer):
         if inplace:
             self.recorder.write(bound.args[1], result)
             return args[0] if args else kwargs["input"]
-        return TensorProxy(result, self)
+        return pytree.tree_map(lambda value: TensorProxy(value, self), result)
 
     # --- what is not known --------------------------------------------------------------------------------------
 
@@ -293,10 +308,7 @@ class Tracer(fx.Tracer):
 
     def _unsupported(self, name: str, target: Any = None) -> Diagnostic:
         message, help = f"{name} is not supported", hint(name.strip("`"))
-        if not _is_torchs_function(target):
-            message = f"{name} is hidden from the compiler by torch.fx.wrap"
-            help = "leave out torch.fx.wrap, so that the function's own operations are seen"
-        elif target is not None and self.recorder.layer is not None:
+        if target is not None and self.recorder.layer is not None:
             message = f"{_title(self.recorder.layer)}: {message}"
         return Diagnostic("SNN001", message, self.recorder.loc(), hint=help)
 
@@ -329,7 +341,9 @@ class Tracer(fx.Tracer):
                 self.recorder.write(args[0].value, value(meta(args[0])))
                 return args[0]
             if _is_torchs_function(function):
-                result = function(*(pytree.tree_map(meta, arg) for arg in args), **pytree.tree_map(meta, kwargs))
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    result = function(*(pytree.tree_map(meta, arg) for arg in args), **pytree.tree_map(meta, kwargs))
         except (*_TORCH_ERRORS, ShapeUnknown):
             pass
         return pytree.tree_map(lambda x: TensorProxy(value(x), self), result)
@@ -497,6 +511,7 @@ def trace(
     Returns:
         The graph, None if there are errors; and everything that was found.
     """
+    model = getattr(model, "_orig_mod", model)  # that torch.compile was given
     xs = (example_input,) if isinstance(example_input, Tensor) else tuple(example_input)
     problems = _check_arguments(model, xs)
     if problems:

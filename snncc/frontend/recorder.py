@@ -119,7 +119,8 @@ class Recorder:
     def loc(self, traceback: TracebackType | None = None) -> Loc:
         """The user's innermost line that runs now, or that ``traceback`` went through."""
         place = users_place(traceback) if traceback else self._here()
-        return Loc((Source(self.stack[-1][0] if self.stack else "", *(place or ())),))
+        module = self.stack[-1][0] if self.stack else ""
+        return Loc((Source(module, *(place or ())),)) if module or place else Loc()
 
     def _here(self) -> tuple[str, int] | None:
         frame: FrameType | None = sys._getframe(2)
@@ -315,6 +316,6 @@ class Recorder:
 
 def is_torchs(module: nn.Module) -> bool:
     """Whether the module's forward is torch's own, and not that of a container."""
-    owner = next((c for c in type(module).__mro__ if "forward" in vars(c)), type(module))
-    own = "forward" in vars(module) or owner.__module__.partition(".")[0] != "torch"
-    return not own and owner not in (nn.Module, nn.Sequential, torch.fx.GraphModule)
+    owner = next(c for c in type(module).__mro__ if "forward" in vars(c))
+    container = isinstance(module, torch.fx.GraphModule) or owner in (nn.Module, nn.Sequential)
+    return not container and "forward" not in vars(module) and owner.__module__.partition(".")[0] == "torch"

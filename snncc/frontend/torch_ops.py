@@ -11,6 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from math import isfinite, prod
 from typing import Any, TypeVar
 
@@ -83,7 +84,7 @@ HINTS: dict[str, str] = {
     "dataparallel": "pass the network inside: model.module",
     "distributeddataparallel": "pass the network inside: model.module",
     "embedding": "embed before the network, and pass the result as its input",
-    "matmul": "products of two activations have no spiking equal; for weights use nn.Linear or F.linear",
+    "recursivescriptmodule": "pass the module that it was made from",
     "permute": "keep the axes in the order (N, C, H, W)",
     "transpose": "keep the axes in the order (N, C, H, W)",
     "upsample": "only pooling and convolutions change the map's size",
@@ -257,6 +258,13 @@ def linear(t: Recorder, input: Value, weight: Any, bias: Any = None) -> Value:
     if weight.dim() != 2:
         raise ShapeError(f"the weight of a linear layer has 2 axes, not {tuple(weight.shape)}")
     return t.new(ops.Linear(t.param(weight, "weight"), _optional(t, bias, "bias")), input)
+
+
+@handles(operator.matmul, torch.matmul, torch.mm, "matmul", "mm")
+def matmul(t: Recorder, input: Any, other: Any) -> Value:
+    if not isinstance(input, Value) or not isinstance(other, Tensor) or other.dim() != 2:
+        raise Refused("multiplies with anything but a constant matrix", "for weights use nn.Linear or F.linear")
+    return linear(t, input, other.t())
 
 
 @handles(F.batch_norm)
@@ -533,6 +541,23 @@ def cat(t: Recorder, tensors: Sequence[Any], dim: int = 0) -> Value:
     if len(values) != len(tensors):
         raise Refused("joins activations and constants", "zeros for new channels can be written with F.pad")
     return t.new(ops.Concat(_axis(dim, len(t.shape(values[0])))), *values)
+
+
+@handles(torch.chunk, "chunk")
+def chunk(t: Recorder, input: Value, chunks: int, dim: int = 0) -> tuple[Value, ...]:
+    n = t.shape(input)[_axis(dim, len(t.shape(input)))]
+    return split(t, input, -(-n // chunks), dim)
+
+
+@handles(torch.split, "split")
+def split(t: Recorder, input: Value, split_size_or_sections: Any, dim: int = 0) -> tuple[Value, ...]:
+    shape = t.shape(input)
+    axis, sizes = _axis(dim, len(shape)), split_size_or_sections
+    ends = list(range(sizes, shape[axis], sizes)) if isinstance(sizes, int) else list(accumulate(sizes))[:-1]
+    if not isinstance(sizes, int) and sum(sizes) != shape[axis]:
+        raise ShapeError(f"cannot split {shape[axis]} into {list(sizes)}")
+    parts = [slice(a, b) for a, b in pairwise([0, *ends, shape[axis]])]
+    return tuple(getitem(t, input, (*[slice(None)] * (axis + 1), part)) for part in parts)
 
 
 @handles(F.pad)

@@ -101,6 +101,9 @@ def problems(graph: Graph) -> list[tuple[Node | None, str]]:
     if not graph.outputs:
         found.append((None, "the graph has no output"))
     found += [(None, f"output %{name} is not defined") for name in graph.outputs if name not in defined]
+    if graph.stage.spiking:
+        raw = [node.name for node in graph.inputs if node.name in graph.outputs]
+        found += [(None, f"output %{name} is an input, which has no time steps") for name in raw]
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -46,50 +46,58 @@ class Calibrate(Pass):
     def run(self, graph: Graph, context: Context) -> Graph:
         if context.calibration is None or context.engine is None:
             return graph  # lower-activations says which activations are left without a threshold
-        statistics = {n.name: Histogram(n, self.per) for n in graph.nodes if isinstance(n.op, ops.Activation)}
+        wanted = {n.name for n in graph.nodes if isinstance(n.op, ops.Activation)}
+        statistics: dict[str, Histogram] = {}
+        thresholds: dict[str, Array] = {}
         ranges = {n.name: (np.inf, -np.inf) for n in graph.inputs}
         bad: set[str] = set()
+        last = False
 
         def visit(name: str, value: Array) -> None:
-            if name in ranges or name in statistics:
-                if not np.isfinite(value).all():
-                    bad.add(name)
-                elif name in statistics:
-                    statistics[name].add(value)
+            if name not in ranges and name not in wanted:
+                return
+            if not np.isfinite(value).all():
+                bad.add(name)
+            elif name in ranges:
+                low, high = ranges[name]
+                ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+            else:
+                histogram = statistics.pop(name, None) or Histogram(graph[name], self.per)
+                histogram.add(value)
+                if last:  # so that of a single batch no histogram is kept
+                    thresholds[name] = histogram.threshold(self, context.timesteps)
                 else:
-                    low, high = ranges[name]
-                    ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
+                    statistics[name] = histogram
 
-        batches = 0
-        for batch in _batches(context):
+        batches = iter(context.progress(context.calibration, "calibrate"))
+        batch = next(batches, None)
+        if batch is None:
+            context.report(Diagnostic("SNN011", "the calibration data is empty"))
+            return graph
+        while batch is not None:
+            following = next(batches, None)
+            last = following is None
             context.engine.values(graph, batch, visit)
-            batches += 1
+            batch = following
         for name in bad:
             message = f"`{name}` takes values that are not finite on the calibration data"
             context.report(Diagnostic("SNN011", message, graph[name].loc))
-        if not batches:
-            context.report(Diagnostic("SNN011", "the calibration data is empty"))
-        if bad or not batches:
+        if bad:
             return graph
 
         def set_threshold(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
             if node.name in ranges:
                 low, high = ranges[node.name]
                 return builder.copy(node, args, replace(node.op, low=low, high=high))  # type: ignore[call-arg]
-            if node.name not in statistics:
+            if node.name not in thresholds:
                 return None
-            theta = statistics[node.name].threshold(self, context.timesteps)
+            theta = thresholds[node.name]
             threshold: PerChannel = float(theta[0])
             if self.per == "channel":
                 threshold = builder.store.put(f"{node.name}.threshold", theta)
             return builder.copy(node, args, replace(node.op, threshold=threshold))  # type: ignore[call-arg]
 
         return rebuild(graph, set_threshold)
-
-
-def _batches(context: Context) -> Iterable[tuple[Array, ...]]:
-    assert context.calibration is not None
-    return context.progress(context.calibration, "calibrate")
 
 
 class Histogram:

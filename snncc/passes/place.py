@@ -71,38 +71,55 @@ def place_groups(groups: Sequence[Group], context: Context) -> dict[str, str] | 
 
 @dataclass(frozen=True)
 class Conflict:
-    """Why no matching exists: ``items`` have only ``places`` between them, which are fewer (Hall's theorem)."""
+    """Why no matching exists: ``items`` have only ``places`` between them, which are fewer."""
 
     items: tuple[str, ...]
     places: tuple[str, ...]
 
 
-def match(choices: Mapping[str, tuple[str, ...]]) -> dict[str, str] | Conflict:
-    """One place for each item out of its choices, no place twice; or the smallest set of items found that is too many
-    for its places. Maximum matching by Hopcroft and Karp (1973), networkx's."""
-    graph: nx.Graph[tuple[str, str]] = nx.Graph()
-    items = [("item", name) for name in choices]
-    graph.add_nodes_from(items)
-    for name, legal in choices.items():
-        graph.add_edges_from((("item", name), ("place", p)) for p in legal)
-    matching = bipartite.hopcroft_karp_matching(graph, items)
-    unmatched = [item for item in items if item not in matching]
-    if not unmatched:
-        return {name: matching["item", name][1] for name in choices}
+def match(choices: Mapping[str, Sequence[str]]) -> dict[str, str] | Conflict:
+    """One place for each item out of its choices, no place twice; or a set of items that is too many for its places.
 
-    def reach(start: tuple[str, str]) -> set[str]:
-        """All items on alternating paths from an unmatched one: together they have one place too few."""
-        found, todo = {start}, [start]
-        while todo:
-            for place in graph[todo.pop()]:
-                owner = matching.get(place)
-                if owner is not None and owner not in found:
-                    found.add(owner)
-                    todo.append(owner)
-        return {name for _, name in found}
+    Of all matchings the first in order: the first item gets its first choice that leaves room for the others, and so
+    on. Maximum matching by Hopcroft and Karp (1973), networkx's.
+    """
+    names = list(choices)
+    places = list(dict.fromkeys(p for legal in choices.values() for p in legal))
+    # Whole numbers as nodes: the order of strings in a set changes from run to run. Items are negative.
+    legal = {-1 - i: [places.index(p) for p in choices[name]] for i, name in enumerate(names)}
+    matching = _maximum(legal)
+    free = [item for item in legal if item not in matching]
+    if free:
+        stuck = min((_reach(legal, matching, item) for item in free), key=len)
+        reachable = {p for item in stuck for p in legal[item]}
+        return Conflict(
+            tuple(name for i, name in enumerate(names) if -1 - i in stuck),
+            tuple(place for i, place in enumerate(places) if i in reachable),
+        )
+    for item, wanted in legal.items():
+        for place in wanted:
+            fixed = {**legal, item: [place]}
+            if len(_maximum(fixed)) == 2 * len(fixed):
+                legal = fixed
+                break
+    return {name: places[legal[-1 - i][0]] for i, name in enumerate(names)}
 
-    stuck = min((reach(item) for item in unmatched), key=len)
-    names = tuple(name for name in choices if name in stuck)
-    places = {p for name in names for p in choices[name]}
-    order = dict.fromkeys(p for name in choices for p in choices[name])
-    return Conflict(names, tuple(p for p in order if p in places))
+
+def _maximum(legal: Mapping[int, Sequence[int]]) -> dict[int, int]:
+    """A maximum matching, in both directions."""
+    graph: nx.Graph[int] = nx.Graph()
+    graph.add_nodes_from(legal)
+    graph.add_edges_from((item, place) for item, wanted in legal.items() for place in wanted)
+    return dict(bipartite.hopcroft_karp_matching(graph, list(legal)))
+
+
+def _reach(legal: Mapping[int, Sequence[int]], matching: Mapping[int, int], start: int) -> set[int]:
+    """All items on alternating paths from an unmatched one: together they have one place too few (Hall's theorem)."""
+    found, todo = {start}, [start]
+    while todo:
+        for place in legal[todo.pop()]:
+            owner = matching[place]  # every place that is reached is taken, or the matching were not maximum
+            if owner not in found:
+                found.add(owner)
+                todo.append(owner)
+    return found

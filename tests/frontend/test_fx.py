@@ -681,7 +681,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SNN001", "`Tensor.sigmoid`", lambda x: x.sigmoid(), "ReLU"),
     ("SNN001", "`operator.pow`", lambda x: x**2, "ReLU"),
     ("SNN001", "`Tensor.permute`", lambda x: x.permute(0, 2, 3, 1), "(N, C, H, W)"),
-    ("SNN001", "`torch.matmul`", lambda x: torch.matmul(x, x), "F.linear"),
+    ("SNN001", "`torch.matmul`", lambda x: torch.matmul(x, x.relu()), "F.linear"),
     ("SNN001", "multiplies two activations", lambda x: x * x.relu(), "constant"),
     ("SNN001", "divides by an activation", lambda x: 1 / x, "constant"),
     ("SNN001", "more than one value per channel", lambda x: x + torch.rand(H, W), "per channel"),
