@@ -150,16 +150,11 @@ class Tracer(fx.Tracer):
         try:
             self.trace(self.model)
         except Exception as error:  # noqa: BLE001 (the user's code runs here: it may raise anything)
-            if not errors(self.recorder.diagnostics(None)):  # else it may well be a consequence
-                self._failed(error)
-
-    def _failed(self, error: Exception) -> None:
-        self.recorder.report(
-            "SNN008",
-            f"the model's forward cannot be followed: {type(error).__name__}: {error}",
-            "forward runs on stand-ins for tensors: use torch's operations on them, and no numpy",
-            self.recorder.loc(error.__traceback__),
-        )
+            if self.recorder.troubled:  # the error may well be a consequence
+                return
+            message = f"the model's forward cannot be followed: {type(error).__name__}: {error}"
+            help = "forward runs on stand-ins for tensors: use torch's operations on them, and no numpy"
+            self.recorder.report("SNN008", message, help, self.recorder.loc(error.__traceback__))
 
     # --- what torch.fx asks ------------------------------------------------------------------------------------
 
@@ -231,12 +226,14 @@ class Tracer(fx.Tracer):
             if isinstance(m, torch.jit.ScriptModule) or (own and not isinstance(m, LAYERS)):
                 # A copy on the meta device, to learn the result's shape: the memo replaces the tensors.
                 memo: dict[int, Any] = {id(x): x.to("meta") for x in (*m.parameters(), *m.buffers())}
-                copied = lambda *a, **k: copy.deepcopy(m, memo).forward(*a, **k)  # noqa: E731
+
+                def likeness(*args: Any, **kwargs: Any) -> Any:
+                    return copy.deepcopy(m, memo).forward(*args, **kwargs)
+
                 changes = bool(getattr(m, "inplace", False))
-                result = self._unknown(self._unsupported(_title(m)), copied, args, kwargs, changes)
-            else:
-                result = forward(*args, **kwargs)
-            if isinstance(m, nn.Identity) and result is args[0]:
+                return self._unknown(self._unsupported(_title(m)), likeness, args, kwargs, changes)
+            result = forward(*args, **kwargs)
+            if isinstance(m, nn.Identity) and own:
                 result = TensorProxy(self.recorder.view(result.value, Identity()), self)
             return result
         except _TORCH_ERRORS as error:
@@ -257,7 +254,7 @@ class Tracer(fx.Tracer):
         proxy_factory_fn: Any = None,
     ) -> Any:
         """Record an operation; its result as the running forward is to see it."""
-        if target in _FACTS and isinstance(args[0], TensorProxy):
+        if target in _FACTS and args and isinstance(args[0], TensorProxy):
             return _FACTS[target](self, args[0].value, *args[1:], **kwargs)
         entry = TABLE.get(target)
         why: Diagnostic | None = None
@@ -322,10 +319,9 @@ class Tracer(fx.Tracer):
 
         def meta(x: Any) -> Any:
             if isinstance(x, TensorProxy):
-                known = self.recorder.meta(x.value)
-                return (
-                    torch.empty((_META_BATCH, *self.recorder.shape(x.value)), device="meta") if known is None else known
-                )
+                if (known := self.recorder.meta(x.value)) is not None:
+                    return known
+                return torch.empty((_META_BATCH, *self.recorder.shape(x.value)), device="meta")
             return _META_BATCH * x.factor if isinstance(x, BatchSize) else x.to("meta") if isinstance(x, Tensor) else x
 
         def value(result: Any) -> Value:
@@ -337,7 +333,7 @@ class Tracer(fx.Tracer):
 
         result = None
         try:
-            if changes and isinstance(args[0], TensorProxy):
+            if changes and args and isinstance(args[0], TensorProxy):
                 self.recorder.write(args[0].value, value(meta(args[0])))
                 return args[0]
             if _is_torchs_function(function):
@@ -382,11 +378,8 @@ def _spelling(target: Any) -> str:
 
 def _title(module: nn.Module) -> str:
     cls = type(module)
-    return (
-        f"`nn.{cls.__name__}`"
-        if cls.__module__.startswith("torch.nn.modules")
-        else f"`{cls.__module__}.{cls.__qualname__}`"
-    )
+    own = cls.__module__.startswith("torch.nn.modules.")
+    return f"`nn.{cls.__name__}`" if own else f"`{cls.__module__}.{cls.__qualname__}`"
 
 
 # --- facts about tensors -------------------------------------------------------------------------------------------
@@ -574,7 +567,10 @@ def check_against(
             place = users_place(error.__traceback__)
             message = f"the model fails on the example input: {type(error).__name__}: {error}"
             return [Diagnostic("SNN005", message, Loc((Source("", *place),)) if place else Loc())]
-    found = []
+    found: list[Diagnostic] = []
+    if len(outputs) != len(graph.outputs) or not all(isinstance(x, Tensor) for x in outputs):
+        message = f"the model gives {len(outputs)} outputs, the traced graph {len(graph.outputs)} tensors"
+        return [Diagnostic("SNN006", message)]
     got = None if evaluate is None else evaluate(graph, [_array(x) for x in xs])
     for i, (name, output) in enumerate(zip(graph.outputs, outputs, strict=True)):
         node, want = graph[name], _array(output)
@@ -585,9 +581,7 @@ def check_against(
             limit = max(rtol, 8 * torch.finfo(output.dtype).eps) * float(np.abs(want).max(initial=0.0))
             off = float(np.abs(want - got[i]).max(initial=0.0))
             if not off <= limit:  # also of NaN
-                message = (
-                    f"output {i} of the traced graph deviates from the model's by {off:.3g}, allowed are {limit:.3g}"
-                )
+                message = f"output {i} of the traced graph is off the model's by {off:.3g}, allowed are {limit:.3g}"
                 hint = "does the model do something that depends on data, or on a hook?"
                 found.append(Diagnostic("SNN006", message, node.loc, hint=hint))
     return found

@@ -257,8 +257,7 @@ class Recorder:
         """The reference to a constant tensor: float32 without a copy where it is that already."""
         if id(tensor) in self._params:
             return self._params[id(tensor)][1]
-        path = self.stack[-1][0] if self.stack else ""
-        name = self._names.get(id(tensor)) or (f"{path}.{what}" if path else what)
+        name = self.label(tensor, what)
         if tensor.is_meta:
             raise Refused(f"`{name}` has no data: it lies on torch's meta device", "load the weights first", "SNN008")
         data = tensor.detach().to("cpu")
@@ -269,12 +268,22 @@ class Recorder:
         self.param_names[param] = name
         return param
 
+    def label(self, tensor: Tensor, what: str) -> str:
+        """The name of a constant in the user's model; of one that was computed, ``what`` it is for."""
+        path = self.stack[-1][0] if self.stack else ""
+        return self._names.get(id(tensor)) or (f"{path}.{what}" if path else what)
+
     # --- the result ---------------------------------------------------------------------------------------------
 
     def report(self, code: str, message: str, hint: str = "", loc: Loc | None = None) -> None:
         self.reported.setdefault(
             Diagnostic(code, message, self.loc() if loc is None else loc, hint=hint), len(self.nodes)
         )
+
+    @property
+    def troubled(self) -> bool:
+        """Whether anything was met so far that makes what follows doubtful."""
+        return bool(self.reported) or any(isinstance(node.op, Unknown) for node in self.nodes.values())
 
     def graph(self, name: str, outputs: Sequence[str]) -> Graph:
         """What the outputs need."""

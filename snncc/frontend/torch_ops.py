@@ -277,7 +277,8 @@ def batch_norm(
             "normalises with the statistics of the batch", "train with track_running_stats=True", code="SNN007"
         )
     if (_constant(running_var, "the variance") < 0).any():
-        raise Refused(f"{int((running_var < 0).sum())} running variances are negative", code="SNN003")
+        name = t.label(running_var, "running_var")
+        raise Refused(f"{int((running_var < 0).sum())} values of the variance `{name}` are negative", code="SNN003")
     mean, var = t.param(_constant(running_mean, "the mean"), "running_mean"), t.param(running_var, "running_var")
     return t.new(ops.BatchNorm(mean, var, _optional(t, weight, "weight"), _optional(t, bias, "bias"), eps), input)
 
@@ -626,7 +627,9 @@ def detach(t: Recorder, input: Value, requires_grad: bool = True) -> Value:
 
 @handles("contiguous")
 def contiguous(t: Recorder, input: Value, memory_format: Any = None) -> Value:
-    return t.view(input, exact=memory_format is None)
+    result = t.view(input, exact=False)
+    result.exact = result.exact and memory_format is None
+    return result
 
 
 @handles("to", "float", "double", "cpu", "cuda", "type_as")

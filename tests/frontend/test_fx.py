@@ -22,6 +22,8 @@ from snncc.frontend import check_against, trace
 from snncc.ir import Diagnostic, Graph, Severity, interp, verify
 from snncc.ir.types import Array
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.*")
+
 
 def evaluate(graph: Graph, xs: list[Array]) -> list[Array]:
     values = interp.run(graph, *xs)
@@ -123,6 +125,17 @@ def augmented(symbol: str) -> Callable[[Tensor], Tensor]:
     return function
 
 
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor) -> Tensor:
+        return input.relu()
+
+
+def split_and_join(x: Tensor) -> Tensor:
+    a, b = x.chunk(2, 1)
+    return torch.cat([a, b.relu()], 1)
+
+
 SPELLINGS: dict[str, list[Any]] = {
     "conv2d": [
         lambda x: F.conv2d(x, WEIGHT, BIAS),
@@ -154,6 +167,8 @@ SPELLINGS: dict[str, list[Any]] = {
         lambda x: F.linear(x.flatten(1), MAT, torch.ones(7)),
         lambda x: F.linear(torch.flatten(x, 1), weight=MAT),
         lambda x: F.linear(x.view(x.size(0), -1), MAT),
+        lambda x: x.flatten(1) @ MAT.t(),
+        lambda x: torch.matmul(x.flatten(1), MAT.t()),
         lambda x: F.linear(x.view(x.shape[0], -1), MAT),
         lambda x: F.linear(x.view(len(x.shape) - 5, MAT.shape[1]), MAT),
         lambda x: F.linear(x.view(-1, x.size(1) * x.size(2) * x.size(-1)), MAT),
@@ -291,7 +306,10 @@ SPELLINGS: dict[str, list[Any]] = {
         lambda x: torch.concatenate((x, F.relu(x)), axis=3),
         lambda x: torch.cat(tensors=[x, F.relu(x), x], dim=1),
     ],
+    "slice slice relu concat": [split_and_join],
     "slice": [
+        lambda x: x.split([1, 3], 1)[1],
+        lambda x: torch.split(x, 4, dim=2)[0],
         lambda x: x[:, :, ::2, ::2],
         lambda x: x[:, 1:3],
         lambda x: x[..., :-1],
@@ -326,6 +344,7 @@ SPELLINGS: dict[str, list[Any]] = {
         lambda x: F.relu(x.to(x.device)),
         lambda x: F.relu(x.data),
         lambda x: F.relu(x).type_as(x),
+        lambda x: StraightThrough.apply(x.detach()),
         lambda x: F.relu(x) if x.shape[1] > 3 and x.dim() == 4 and x.ndim == 4 else x,
         lambda x: F.relu(x) if isinstance(x, Tensor) and x.is_floating_point() and not x.is_cuda else x,
         lambda x: F.relu(x) if x.shape == x.relu().shape and x.size(0) == x.shape[0] else x,
@@ -433,6 +452,17 @@ def test_dead_code_is_nobodys_problem() -> None:
         return x.relu()
 
     assert mnemonics(faithful(Net(forward), data(3))) == ["relu"]
+
+
+def test_models_that_were_wrapped() -> None:
+    model, x = nn.Sequential(nn.Linear(3, 3), nn.Identity(), nn.ReLU()), data(3)
+    want = mnemonics(faithful(model, x))
+    assert want == ["linear", "identity", "relu"]
+    assert mnemonics(faithful(fx.symbolic_trace(model), x)) == want
+    graph, found = trace(torch.compile(model), x, evaluate=evaluate)
+    assert graph is not None and not found and mnemonics(graph) == want
+    assert [d.hint for d in refused(nn.DataParallel(model), x)] == ["pass the network inside: model.module"]
+    assert codes(refused(nn.Sequential(torch.jit.script(model)), x)) == ["SNN001"]
 
 
 def test_subclass_with_its_own_forward() -> None:
@@ -543,6 +573,24 @@ def item_assignment(x: Tensor) -> Tensor:
     return y + 1
 
 
+def new_data(x: Tensor) -> Tensor:
+    y = x * 1
+    y.data = x.relu()  # here
+    return y + 1
+
+
+def unknown_layer_in_place(x: Tensor) -> Tensor:
+    y = x * 1
+    nn.LeakyReLU(inplace=True)(y)  # here
+    return y + 1
+
+
+def function_with_side_effects(x: Tensor) -> Tensor:
+    y = x * 1
+    hidden(y)  # here
+    return y + 1
+
+
 def unknown_in_place(x: Tensor) -> Tensor:
     y = x * 1
     F.elu_(y)  # here
@@ -556,11 +604,43 @@ def copy_or_view(x: Tensor) -> Tensor:
     return flat + 1  # here
 
 
-@pytest.mark.parametrize("function", [part_then_base, item_assignment, unknown_in_place, copy_or_view])
+@pytest.mark.parametrize("function", [
+    part_then_base, item_assignment, new_data, unknown_layer_in_place, function_with_side_effects, unknown_in_place,
+    copy_or_view,
+], ids=lambda f: f.__name__)  # fmt: skip
 def test_in_place_operations_that_cannot_be_followed(function: Callable[[Tensor], Tensor]) -> None:
     (problem,) = refused(Net(function), data(3, 4, 4))
     assert problem.code == "SNN001"
     assert [(s.file, s.line) for s in problem.loc] == [(__file__, line_of(function, "# here"))]
+
+
+STEPS: list[Callable[[Tensor, Tensor], Tensor]] = [
+    lambda x, y: x.view(x.size(0), -1, 4), lambda x, y: x.flatten(1), lambda x, y: x[:, 1:], lambda x, y: x[:, :, ::2],
+    lambda x, y: x.clone(), lambda x, y: x.reshape(-1, *x.shape[1:]), lambda x, y: x.unsqueeze(1),
+    lambda x, y: x.detach(), lambda x, y: x.contiguous(), lambda x, y: F.dropout(x, 0.5, False), lambda x, y: x * 2,
+    lambda x, y: x.relu_(), lambda x, y: x.add_(1), lambda x, y: x.neg_(),
+    lambda x, y: x.sub_(y) if x.shape == y.shape else x.mul_(3),
+]  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9), st.integers(0, len(STEPS) - 1)), max_size=8))
+def test_any_mix_of_views_and_in_place_operations_is_right_or_refused(program: list[tuple[int, int, int]]) -> None:
+    def forward(x: Tensor) -> tuple[Tensor, ...]:
+        tensors = [x + 1]
+        for a, b, step in program:
+            operand, other = tensors[a % len(tensors)], tensors[b % len(tensors)]
+            if operand.dim() > (2 if step == 3 else 1) and operand.shape[1] > 1:
+                tensors.append(STEPS[step](operand, other))
+        return tuple(tensors)
+
+    try:
+        with torch.no_grad():
+            forward(data(4, 4))
+    except RuntimeError:  # a view that strides do not allow, a shape that does not divide
+        return
+    graph, found = trace(Net(forward), data(4, 4), evaluate=evaluate)
+    assert graph is not None or all(d.code == "SNN001" and "in place" in d.message for d in found), found
 
 
 # ---------------------------------------------------------------------------------------------------- provenance
@@ -653,6 +733,8 @@ def test_weights_that_are_not_finite_are_counted() -> None:
     model = Troubled()
     found = refused(nn.Sequential(model.conv, nn.Flatten(), nn.LazyLinear(4).eval(), model.fc), data(3, 1, 1))
     assert codes(found) == ["SNN008"]  # not initialised
+    found = refused(nn.Sequential(model.conv, Net(lambda x: {}["missing"])), data(3, 1, 1))
+    assert codes(found) == ["SNN003", "SNN008"]  # neither follows from the other
     found = refused(nn.Sequential(model.conv, nn.Flatten(), model.fc), data(3, 1, 1))
     assert [(d.code, d.message) for d in found] == [
         ("SNN003", "`0.bias` is not finite: 1 infinite of 4 values"),
@@ -707,7 +789,7 @@ REFUSED: list[tuple[str, str, Any, str]] = [
     ("SNN002", "control flow", lambda x: x.relu() if x.sum().item() > 0 else x + 1, "shapes"),
     ("SNN002", "a number", lambda x: x.relu() * int(x.max()), "shapes"),
     ("SNN002", "a numpy array", lambda x: torch.from_numpy(np.asarray(x)), "shapes"),
-    ("SNN003", "running variances", lambda x: F.batch_norm(x, MEAN, -VAR), ""),
+    ("SNN003", "4 values of the variance `running_var` are negative", lambda x: F.batch_norm(x, MEAN, -VAR), ""),
     ("SNN005", "conv2d takes 3 channels", nn.Sequential(nn.Conv2d(3, 2, 1)), ""),
     ("SNN005", "4D input", nn.Sequential(nn.Flatten(), nn.BatchNorm2d(4)), ""),
     ("SNN005", "cannot reshape", lambda x: x.view(x.size(0), 7, -1), ""),
@@ -858,9 +940,11 @@ def test_check_against() -> None:
     graph = faithful(model, x)
     assert check_against(model, graph, evaluate, [x]) == []
     (problem,) = check_against(model, graph, lambda graph, xs: [evaluate(graph, xs)[0] + 1], [x])
-    assert problem.code == "SNN006" and "deviates from the model's by 1" in problem.message
+    assert problem.code == "SNN006" and "is off the model's by 1" in problem.message
     (problem,) = check_against(model, graph, lambda graph, xs: [evaluate(graph, xs)[0] * np.nan], [x])
     assert problem.code == "SNN006"
+    (problem,) = check_against(Net(lambda x: (x, x)), graph, None, [x])
+    assert problem.code == "SNN006" and "2 outputs" in problem.message
     (problem,) = check_against(nn.Linear(3, 4), graph, None, [x])
     assert problem.code == "SNN006" and "(2, 4)" in problem.message
 
@@ -887,7 +971,6 @@ def test_meta_models_have_no_weights() -> None:
     assert problem.code == "SNN008" and "no data" in problem.message
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.*")
 def test_scripted_models_are_refused() -> None:
     scripted = torch.jit.script(nn.Linear(3, 3))
     (problem,) = refused(scripted, data(3))
