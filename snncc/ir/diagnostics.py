@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "SNN072": "incomplete folder",
     "SNN073": "changed file",
     "SNN074": "input data",
+    "SNN075": "file that cannot be written",
     "SNN080": "vendor environment",
     "SNN081": "vendor's runtime said no",
     "SNN090": "graph that breaks its stage's rules",

@@ -556,6 +556,7 @@ class MaxPool(Stateful):
             for i in (0, 1)
         )
         _need(h > 0 and w > 0, f"pooling window {self.kernel} is larger than its input {x.shape}")
+        _need(all(2 * p <= k for p, k in zip(self.padding, self.kernel, strict=True)), "padding over half the window")
         for size, n, k, s, p, d in zip(
             x.shape[1:], (h, w), self.kernel, self.stride, self.padding, self.dilation, strict=True
         ):

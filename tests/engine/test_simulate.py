@@ -170,6 +170,14 @@ def test_integer_membranes_are_exact_over_many_steps(threshold: int) -> None:
     np.testing.assert_array_equal(got.final["n2"], want.final["n2"])
 
 
+def test_integer_maxima_are_exact_over_many_steps() -> None:
+    pool = ops.MaxPool((1, 2), (1, 1))
+    graph = chain(Stage.INT, ops.Input((1, 1, 2)), ops.Encode("constant", 1.0, "i32"), pool)
+    x = np.array([[[[2**22 + 1.0, 2**22 - 1.0]]]])
+    got = ENGINE.simulate(graph, x, timesteps=9, record="all")
+    assert got.values["n2"].ravel().tolist() == [2**22 + 1.0] * 9
+
+
 def test_bfloat16_for_training_does_not_touch_integers() -> None:
     store = Store()
     rng = np.random.default_rng(0)

@@ -130,7 +130,7 @@ def read_by_xdsl(text: str) -> None:
     Parser(context, text).parse_module().verify()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(any_hostile_graph, st.booleans())
 def test_xdsl_reads_every_dump(graph: Graph, locations: bool) -> None:
     read_by_xdsl(print_graph(graph, locations, banner="a-pass"))
