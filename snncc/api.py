@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from snncc.compiled import CompiledModel, as_arrays
 from snncc.ir import CompileError, Diagnostic, Graph, SnnccError
@@ -73,19 +76,21 @@ def check(
 
     Without calibration data, the passes that need none are run: tracing, folding, and the target's limits.
     """
-    chosen, asked = _target(target), Options.of(options)
-    passes: list[Pass] = chosen.passes(asked)
-    if calibration is None:
-        at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
-        passes = passes[:at]
-    context = Context(timesteps=asked.timesteps)
+    context = Context()
     try:
+        chosen, asked = _target(target), Options.of(options)
+        context.timesteps = asked.timesteps
+        passes: list[Pass] = chosen.passes(asked)
+        if calibration is None:
+            at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
+            passes = passes[:at]
         graph = _trace(model, example_input, calibration, context)
         records = run_pipeline(passes, graph, context)
         if calibration is not None:
             chosen.files(records[-1].graph)
     except SnnccError as error:
-        return list(error.diagnostics)
+        said = context.diagnostics
+        return [*said, *(d for d in error.diagnostics if d not in said)]
     return context.diagnostics
 
 
@@ -114,9 +119,8 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
             raise input_error(
                 "SNN070", "neither example_input nor calibration data was given", "pass one batch of input"
             )
-        # A calibration batch may have labels behind the inputs: as many as the model takes are inputs.
-        example_input = first[0]
-    example = tuple(torch.as_tensor(a) for a in as_arrays(example_input))
+        example_input = first[: _arity(model)]  # a batch may have labels behind the inputs
+    example = _example(model, example_input)
 
     def evaluate(graph: Graph, xs: list[Array]) -> list[Array]:
         values = engine.run(graph, *xs)
@@ -128,9 +132,35 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
         raise CompileError(found)
     if first is not None:
         n = len(graph.inputs)
-        context.sample = (_inputs(as_arrays(calibration) if _is_array(calibration) else first, n, graph, SAMPLE),)
+        sample = _batch(calibration[:SAMPLE]) if _is_array(calibration) else first
+        context.sample = (_inputs(sample, n, graph, SAMPLE),)
         context.calibration = _Stream((_inputs(batch, n, graph) for batch in batches), _count(calibration))
     return graph
+
+
+def _arity(model: torch.nn.Module) -> int:
+    """How many inputs the model's forward must have."""
+    taken = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    parameters = inspect.signature(model.forward).parameters.values()
+    return max(1, sum(p.kind in taken and p.default is p.empty for p in parameters))
+
+
+def _example(model: torch.nn.Module, example_input: Any) -> tuple[torch.Tensor, ...]:
+    """The example as tensors; floating-point numbers in the model's own precision, as numpy's are mostly doubles."""
+    import torch
+
+    tensors = (*model.parameters(), *model.buffers())
+    precision = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    example = []
+    for array in _batch(example_input, "SNN005", "the example input"):
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            message = "the example input, by default the first calibration batch, holds values that are not finite"
+            raise input_error("SNN074", message)
+        if array.dtype.kind == "f":
+            example.append(torch.from_numpy(array.astype(np.float64)).to(precision))
+        else:
+            example.append(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+    return tuple(example)
 
 
 def _peek(calibration: Any) -> tuple[Iterator[tuple[Array, ...]], tuple[Array, ...] | None]:
@@ -166,7 +196,7 @@ def _split(calibration: Any) -> Iterable[Any]:
     """An array or tensor as batches; an iterable as it is."""
     if _is_array(calibration):
         return (calibration[i : i + BATCH] for i in range(0, len(calibration), BATCH))
-    if isinstance(calibration, str | bytes) or not isinstance(calibration, Iterable):
+    if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
         raise input_error(
             "SNN011",
             f"calibration data of type {type(calibration).__name__}",
@@ -176,13 +206,20 @@ def _split(calibration: Any) -> Iterable[Any]:
 
 
 def _is_array(data: Any) -> bool:
-    return hasattr(data, "shape") and hasattr(data, "__getitem__")
+    return len(getattr(data, "shape", ())) > 0 and hasattr(data, "__getitem__")
 
 
-def _batch(batch: Any) -> tuple[Array, ...]:
-    if isinstance(batch, dict):
-        raise input_error("SNN011", "a calibration batch is a dict", "make it a tuple that starts with the inputs")
-    return as_arrays(batch)
+def _batch(batch: Any, code: str = "SNN011", what: str = "a calibration batch") -> tuple[Array, ...]:
+    """A batch as arrays of numbers; what cannot be such is an InputError."""
+    if isinstance(batch, Mapping):
+        raise input_error(code, f"{what} is a {type(batch).__name__}", "make it a tuple that starts with the inputs")
+    try:
+        arrays = as_arrays(batch)
+    except (TypeError, ValueError) as error:  # ragged lists, tensors without values
+        raise input_error(code, f"{what} cannot be made an array: {error}") from None
+    if arrays and arrays[0].dtype.kind not in "biuf":
+        raise input_error(code, f"{what} holds {arrays[0].dtype}, not numbers", "pass arrays or tensors (N, *shape)")
+    return arrays
 
 
 def _inputs(batch: tuple[Array, ...], n: int, graph: Graph, most: int | None = None) -> tuple[Array, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,18 +25,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 2
-    from snncc.ir.diagnostics import SnnccError
+    from snncc.ir.diagnostics import SnnccError, input_error
 
     try:
         return int(options.command(options))
-    except SnnccError as error:
+    except SnnccError as raised:
+        error = raised
+    except BrokenPipeError:  # who read our output (`| head`) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as raised:  # a folder or file that cannot be written: what is read has messages of its own
+        error = input_error("SNN075", str(raised))
+    if options.json:
+        _say({"ok": False, "diagnostics": [d.to_json() for d in error.diagnostics]})
+    else:
         from snncc.console import console, print_diagnostics
 
-        if getattr(options, "json", False):
-            _say({"ok": False, "diagnostics": [d.to_json() for d in error.diagnostics]})
-        else:
-            print_diagnostics(error.diagnostics, console(stderr=True))
-        return 1
+        print_diagnostics(error.diagnostics, console(stderr=True))
+    return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,8 +130,8 @@ def _compile(options: argparse.Namespace) -> int:
         return 0
     print_diagnostics(compiled.diagnostics, console(stderr=True))
     out = console()
-    out.print(report_table(compiled))
-    cores = core_table(compiled)
+    out.print(report_table(compiled, out.width))
+    cores = core_table(compiled, out.width)
     if cores is not None:
         out.print(cores)
     out.print(f"written: {folder}", markup=False)
@@ -295,28 +302,49 @@ def _import(spec: str) -> Any:
     if not place or not name:
         raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
     if place.endswith(".py"):
-        path = Path(place)
+        path = Path(place).absolute()
         if not path.is_file():
-            raise input_error("SNN071", f"there is no file {path}")
-        found = importlib.util.spec_from_file_location(path.stem, path)
+            raise input_error("SNN071", f"there is no file {place}")
+        # A name of its own: the user's types.py must not become everyone's `types`.
+        title = path.stem if path.stem not in sys.modules else f"{path.stem} of snncc"
+        found = importlib.util.spec_from_file_location(title, path)
         assert found is not None and found.loader is not None
         module = importlib.util.module_from_spec(found)
-        sys.modules[path.stem] = module
+        sys.modules[title] = module
         sys.path.insert(0, str(path.parent))
-        found.loader.exec_module(module)
+        _users(found.loader.exec_module, module, what=place)
     else:
-        sys.path.insert(0, "")
-        try:
-            module = importlib.import_module(place)
-        except ModuleNotFoundError as error:
-            raise input_error("SNN070", f"no module {place!r}: {error}") from None
+        sys.path.insert(0, str(Path.cwd()))
+        module = _users(importlib.import_module, place, what=place)
     if not hasattr(module, name):
         raise input_error("SNN070", f"{place} has no {name!r}")
     value = getattr(module, name)
-    model = value if isinstance(value, torch.nn.Module) else value() if callable(value) else value
+    model = value if isinstance(value, torch.nn.Module) or not callable(value) else _users(value, what=spec)
     if not isinstance(model, torch.nn.Module):
         raise input_error("SNN070", f"{spec} is a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _users(function: Any, *arguments: Any, what: str) -> Any:
+    """Call the user's code; what it raises becomes a diagnostic with the line that did."""
+    import traceback
+
+    from snncc.ir import Diagnostic, InputError, Loc, Source
+
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        frames = traceback.extract_tb(error.__traceback__)[1:]  # without this function's
+        ours = [f for f in frames if not f.filename.startswith("<frozen importlib")]
+        places = [(f.filename, f.lineno or 0) for f in ours]
+        if isinstance(error, SyntaxError) and error.filename:
+            places.append((error.filename, error.lineno or 0))
+        # The user's own frames; of what they called, only the error. Deepest first, as that is where it happened.
+        users = [p for p in places if "site-packages" not in p[0] and not p[0].startswith(sys.base_prefix)]
+        sources = tuple(Source("", *p) for p in dict.fromkeys(reversed(users[-3:])))
+        reason = error.msg if isinstance(error, SyntaxError) else error
+        message = f"{what} cannot be used: {type(error).__name__}: {reason}".rstrip(": ")
+        raise InputError([Diagnostic("SNN071", message, Loc(sources))]) from error
 
 
 def _load_weights(model: Any, path: Path) -> None:
@@ -339,11 +367,15 @@ def _load_weights(model: Any, path: Path) -> None:
     try:
         model.load_state_dict(state)
     except RuntimeError as error:
-        raise input_error("SNN071", f"weights {path} do not fit the model: {error}") from None
+        said = str(error).expandtabs(2)
+        raise input_error("SNN071", f"weights {path} do not fit the model: {said}") from None
 
 
 def _array(path: Path) -> Array:
     """A .npy file, or the only array (or the one called ``x``) of a .npz."""
+    import zipfile
+    import zlib
+
     import numpy as np
 
     from snncc.ir.diagnostics import input_error
@@ -354,13 +386,18 @@ def _array(path: Path) -> Array:
             with data:
                 name = "x" if "x" in data.files else data.files[0] if len(data.files) == 1 else None
                 if name is None:
-                    raise input_error(
-                        "SNN071", f"{path} has arrays {', '.join(data.files)}", "call the one to read `x`"
-                    )
+                    names = ", ".join(data.files) or "none"
+                    raise input_error("SNN071", f"{path} has the arrays {names}", "call the one to read `x`")
                 return np.asarray(data[name])
         return np.asarray(data)
-    except (OSError, ValueError, EOFError) as error:
+    except OSError as error:
         raise input_error("SNN071", f"{path} cannot be read: {error}") from None
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise input_error(
+            "SNN071",
+            f"{path} is no .npy or .npz file of numbers: {error}",
+            "numpy.save(path, array) writes one; pickled objects are not read, as to read them is to run them",
+        ) from None
 
 
 def _say(data: Any) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +21,8 @@ from snncc import sdk
 from snncc.ir import Diagnostic, Graph, InputError, Param, Severity, Stage, Store, ops, parse, print_graph
 from snncc.ir.diagnostics import input_error
 from snncc.ir.encode import encode
-from snncc.ir.types import Array
+from snncc.ir.interp import check_input
+from snncc.ir.types import Array, Loc, Source
 from snncc.passes.base import Progress, StageRecord
 from snncc.targets.base import Options, Target
 
@@ -97,6 +100,8 @@ class CompiledModel:
         from snncc.engine import TorchEngine
 
         graph = self._stage(stage)
+        if not graph.stage.spiking:
+            raise input_error("SNN070", f"stage {graph.stage.value!r} has no time steps", "use network(x, stage=...)")
         return TorchEngine().simulate(
             graph,
             *as_arrays(x),
@@ -159,11 +164,12 @@ class CompiledModel:
         """
         from snncc.engine import Simulation
 
+        self._runner()  # that there is one is said before anything about the input
         steps = self.options.timesteps if timesteps is None else timesteps
-        (encoding,) = (n for n in self.graph.nodes if isinstance(n.op, ops.Encode))
-        assert isinstance(encoding.op, ops.Encode)
-        (values,) = as_arrays(x)
-        spikes = encode(encoding.op, values, steps, integer=True).astype(np.int32)
+        values = check_input(self.graph, as_arrays(x), timed=True)
+        encodings = [n.op for n in self.graph.nodes if isinstance(n.op, ops.Encode)]
+        (spikes,) = (encode(op, v, steps, integer=True) for op, v in zip(encodings, values, strict=True))
+        spikes = spikes.astype(np.int32).reshape(*spikes.shape[:2], -1)  # the runner knows what the chip takes
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             np.savez(folder / "input.npz", spikes=spikes)
@@ -178,10 +184,7 @@ class CompiledModel:
 
     def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
         """Write the target's files and run its runner; what it printed."""
-        files = self.target.files(self.graph)
-        name = self.target.environment
-        if "run.py" not in files or name is None:
-            raise input_error("SNN080", f"target {self.target.name} has no vendor runtime; use simulate")
+        files, name = self._runner()
         try:
             interpreter = sdk.find(name, python)
         except sdk.SdkError as error:
@@ -194,15 +197,25 @@ class CompiledModel:
             )
         for path, text in files.items():
             (folder / path).write_text(text, encoding="utf-8")
-        done = subprocess.run(
-            [interpreter, "run.py", *arguments], cwd=folder, capture_output=True, text=True, check=False
-        )
+        line = [str(interpreter), "run.py", *arguments]
+        try:
+            done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise input_error("SNN080", f"{interpreter} cannot be run as the Python of {name}: {error}") from None
         if done.returncode not in (0, 1) or not done.stdout.strip():
-            lines = (done.stdout + done.stderr).strip().splitlines()
+            lines = (done.stderr + done.stdout).strip().splitlines()
             last = lines[-1] if lines else f"exit status {done.returncode}"
-            said = json.loads(last).get("message", last) if last.startswith("{") else last
-            raise input_error("SNN081", f"{name}: {said}")
+            with suppress(ValueError, KeyError, TypeError):  # else they are not the runner's own words
+                last = json.loads(last)["message"]
+            raise input_error("SNN081", f"{name}: {last}")
         return done.stdout
+
+    def _runner(self) -> tuple[dict[str, str], str]:
+        """The target's files with their run.py, and the environment that it needs."""
+        files, name = self.target.files(self.graph), self.target.environment
+        if "run.py" not in files or name is None:
+            raise input_error("SNN080", f"target {self.target.name} has no vendor runtime; use simulate")
+        return files, name
 
     # --- the report ---
 
@@ -290,23 +303,23 @@ class CompiledModel:
             all_weights: write the parameters of every stage, not only the last; the other stages can then be run, too.
 
         Raises:
-            InputError: the place is taken (SNN070), or the model's weights were changed since the compile (SNN073).
+            InputError: the place is taken (SNN070), weights are missing (SNN072: this model was itself read from a
+                folder without them), or were changed since the compile (SNN073).
         """
         final = Path(folder).absolute()
-        if final.exists() and not (final / MANIFEST).is_file() and (not final.is_dir() or any(final.iterdir())):
-            raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder")
+        _replaceable(final)
         final.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{final.name}.", dir=final.parent) as name:
             fresh, old = Path(name) / "new", Path(name) / "old"
             (fresh / STAGES).mkdir(parents=True)
             self._write(fresh, all_weights)
             # Two renames: at no moment is there a half-written folder under the name.
-            if final.exists():
-                final.rename(old)
             try:
+                if os.path.lexists(final):
+                    final.rename(old)
                 fresh.rename(final)
-            except OSError:
-                if old.exists():
+            except BaseException:
+                if os.path.lexists(old) and not os.path.lexists(final):
                     old.rename(final)
                 raise
         return final
@@ -366,14 +379,37 @@ class CompiledModel:
 
 def _unchanged(graph: Graph) -> None:
     """Hold the bytes of ``graph`` against their digests: they may be the user's model's, and that may have been trained
-    on since."""
+    on since; or missing, in a model that was read from a folder."""
     for param in graph.params():
-        if param in graph.store and not graph.store.verify(param):
+        if param not in graph.store:
+            raise input_error(
+                "SNN072",
+                f"the weights of stage {graph.stage.value} are not here: {param.name!r} and maybe more",
+                "save with all_weights=True to have every stage's",
+            )
+        if not graph.store.verify(param):
             raise input_error(
                 "SNN073",
                 f"parameter {param.name!r} changed since the compile; stage {graph.stage.value} shares its memory",
                 "compile again, or compile a copy of the model",
             )
+
+
+def _replaceable(final: Path) -> None:
+    """Refuse to write over what snncc did not write: a folder is replaced as a whole, with all that is in it."""
+    if not os.path.lexists(final) or (final.is_dir() and not any(final.iterdir())):
+        return
+    try:
+        manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
+        known = {MANIFEST, *manifest["files"]}
+        assert "snncc" in manifest
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder") from None
+    there = (str(p.relative_to(final).as_posix()) for p in final.rglob("*") if p.is_symlink() or not p.is_dir())
+    if foreign := sorted(set(there) - known):
+        few = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
+        message = f"{final} holds what snncc did not write, and would be replaced: {few}"
+        raise input_error("SNN070", message, "move these files away, or choose another folder")
 
 
 def _pass_name(label: str) -> str:
@@ -390,7 +426,10 @@ def as_arrays(x: Any) -> tuple[Array, ...]:
     arrays = []
     for part in parts:
         if hasattr(part, "detach"):  # a tensor, without importing torch to find out
-            part = part.detach().cpu().numpy()  # noqa: PLW2901
+            part = part.detach().cpu()  # noqa: PLW2901
+            if part.is_floating_point() and part.element_size() < 4:
+                part = part.float()  # noqa: PLW2901 (numpy has no bfloat16)
+            part = part.numpy()  # noqa: PLW2901
         arrays.append(np.asarray(part))
     return tuple(arrays)
 
@@ -404,9 +443,6 @@ def load(folder: str | Path) -> CompiledModel:
     Raises:
         InputError: no such folder or not one of ours (SNN071), files missing (SNN072) or changed (SNN073).
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     from snncc.targets import find
 
     path = Path(folder)
@@ -416,11 +452,14 @@ def load(folder: str | Path) -> CompiledModel:
         raise input_error("SNN072", f"{path} has no {MANIFEST}: not a folder of snncc, or one cut short")
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-        files, version = manifest["files"], manifest["format"]
-    except (ValueError, KeyError, TypeError) as error:
+        files, version = dict(manifest["files"]), manifest["format"]
+        outside = [name for name in files if not _inside(name)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise input_error("SNN071", f"{path / MANIFEST} cannot be read: {error}") from None
     if version != FORMAT:
         raise input_error("SNN071", f"{path} has format {version}; this snncc reads {FORMAT}")
+    if outside:
+        raise input_error("SNN071", f"{path / MANIFEST} names a file that is not in the folder: {outside[0]!r}")
     found = [
         Diagnostic("SNN072", f"{path / name} is missing")
         if not (path / name).is_file()
@@ -430,25 +469,52 @@ def load(folder: str | Path) -> CompiledModel:
     ]
     if found:
         raise InputError(found)
-    try:
-        tensors = load_file(path / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise input_error("SNN071", f"{path / WEIGHTS} cannot be read: {error}") from None
-    store = Store()
-    for key, array in tensors.items():
-        name, _, digest = key.partition("$")
-        if store.put(name, array, copy=False).digest != digest:
-            raise input_error("SNN073", f"tensor {name!r} in {path / WEIGHTS} does not match its digest")
+    store = _read_weights(path / WEIGHTS)
     texts = sorted(name for name in files if name.startswith(f"{STAGES}/"))
-    records = []
-    for name, entry in zip(texts, manifest["passes"], strict=True):
-        graph = parse((path / name).read_text(encoding="utf-8"), store)
-        records.append(StageRecord(entry["label"], graph, entry["seconds"], entry["changed"]))
-    diagnostics = tuple(
-        Diagnostic(d["code"], d["message"], severity=Severity(d["severity"]), hint=d["hint"])
-        for d in manifest["diagnostics"]
-    )
-    options = Options.of(manifest["options"])
-    return CompiledModel(
-        find(manifest["target"]), options, tuple(records), diagnostics, _saved_report=manifest["report"]
-    )
+    try:
+        records = []
+        for name, entry in zip(texts, manifest["passes"], strict=True):
+            graph = parse((path / name).read_text(encoding="utf-8"), store)
+            records.append(StageRecord(entry["label"], graph, entry["seconds"], entry["changed"]))
+        diagnostics = tuple(map(_diagnostic, manifest["diagnostics"]))
+        options, report = Options.of(manifest["options"]), list(manifest["report"])
+        target = find(manifest["target"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        message = f"{path / MANIFEST} is not what snncc writes: {type(error).__name__}: {error}"
+        raise input_error("SNN071", message) from None
+    if not records:
+        raise input_error("SNN071", f"{path / MANIFEST} names no stages")
+    for param in records[-1].graph.params():
+        if param not in store:
+            raise input_error("SNN072", f"{path / WEIGHTS} has no tensor {param.name!r}, which the last stage needs")
+    return CompiledModel(target, options, tuple(records), diagnostics, _saved_report=report)
+
+
+def _inside(name: str) -> bool:
+    """Whether a manifest's name of a file stays in the folder, on any system."""
+    path = PurePosixPath(name)
+    return not (path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name)
+
+
+def _read_weights(path: Path) -> Store:
+    """The tensors of a file, each held against its digest."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    store = Store()
+    try:
+        for key, array in load_file(path).items():
+            name, _, digest = key.partition("$")
+            if store.put(name, array, copy=False).digest != digest:
+                raise input_error("SNN073", f"tensor {name!r} in {path} does not match its digest")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise input_error("SNN071", f"{path} cannot be read: {error}") from None
+    return store
+
+
+def _diagnostic(data: dict[str, Any]) -> Diagnostic:
+    """What :meth:`Diagnostic.to_json` wrote."""
+    sources = tuple(Source(s["module"], s["file"], s["line"]) for s in data["locations"])
+    amounts = {name: data[name] for name in ("limit", "found", "quantity") if name in data}
+    severity = Severity(data["severity"])
+    return Diagnostic(data["code"], data["message"], Loc(sources), severity, data["hint"], **amounts)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -38,7 +40,10 @@ def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
     """All diagnostics, the worst last, where a reader's eye is; and how many of each."""
     order = [Severity.NOTE, Severity.WARNING, Severity.ERROR]
     ranked = sorted(diagnostics, key=lambda d: order.index(d.severity))
-    for diagnostic in ranked:
+    for diagnostic, following in zip_longest(ranked, ranked[1:]):
+        # Of several findings of a kind in a row, the last one gives the advice.
+        if following and (following.code, following.hint) == (diagnostic.code, diagnostic.hint):
+            diagnostic = replace(diagnostic, hint="")  # noqa: PLW2901
         out.print(diagnostic_text(diagnostic), soft_wrap=True)
         out.print()
     counts = [(s, sum(d.severity is s for d in ranked)) for s in reversed(order)]
@@ -47,11 +52,12 @@ def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
         out.print(Text(", ".join(words), style="bold"))
 
 
-def _bar(used: int, free: int) -> Text:
+def _bar(used: int, free: int, size: int = BAR) -> Text:
     part = used / (used + free) if used + free else 0.0
-    full = round(part * BAR)
+    full = round(part * size)
     colour = "red" if part > 0.9 else "yellow" if part > 0.6 else "green"
-    return Text.assemble(("█" * full, colour), ("░" * (BAR - full), "dim"), f" {used:,}/{used + free:,}")
+    numbers = f"{used:,}/{used + free:,}"
+    return Text.assemble(("█" * full, colour), ("░" * (size - full), "dim"), " " if size else "", numbers)
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -60,31 +66,38 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def report_table(compiled: CompiledModel) -> Table:
-    """A row per layer. Columns that the target has nothing to say in are left out."""
+def report_table(compiled: CompiledModel, width: int | None = None) -> Table:
+    """A row per layer. Columns that the target has nothing to say in are left out; so are memories that core_table
+    shows, and of a table that is wider than ``width`` the columns that matter least."""
     rows = compiled.report
-    table = Table(title=f"{compiled.graph.name} on {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
+    memories = () if compiled.target.limits().get("cores") else ("kernel", "neuron", "bias")
     columns: list[tuple[str, str, Any]] = [
         ("layer", "left", lambda r: Text(r["layer"])),
-        ("op", "left", lambda r: r["op"]),
         ("core", "right", lambda r: _number(r.get("core"))),
-        ("output", "left", lambda r: " x ".join(map(str, r["shape"]))),
+        ("output", "left", lambda r: "x".join(map(str, r["shape"]))),
         ("weights", "right", lambda r: _number(r["weights"])),
         ("biases", "right", lambda r: _number(r["biases"])),
         ("neurons", "right", lambda r: _number(r["neurons"])),
         ("threshold", "right", lambda r: _number(r.get("threshold"))),
         *(
             (f"{m} memory", "left", lambda r, m=m: _bar(r[f"{m}_used"], r[f"{m}_free"]) if f"{m}_used" in r else "")
-            for m in ("kernel", "neuron", "bias")
+            for m in memories
         ),
-        ("rate", "right", lambda r: _number(r.get("rate"))),
-        ("synops", "right", lambda r: _number(round(r["synops"]) if "synops" in r else None)),
+        ("rate", "right", lambda r: f"{r['rate']:.3f}" if "rate" in r else ""),
+        ("synops", "right", lambda r: _short(r["synops"]) if "synops" in r else ""),
         ("error", "right", lambda r: f"{100 * r['error']:.1f} %" if "error" in r else ""),
     ]
     cells = [(name, justify, [cell(row) for row in rows]) for name, justify, cell in columns]
     kept = [c for c in cells if any(str(cell) for cell in c[2])]
+    for least in ("biases", "threshold", "neurons", "output", "rate", "weights"):
+        need = sum(3 + max(len(name), *(len(str(cell)) for cell in column)) for name, _, column in kept)
+        if width is None or need + 2 <= width:
+            break
+        kept = [c for c in kept if c[0] != least]
+    title = f"{compiled.graph.name} on {compiled.target.name}"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
     for name, justify, _ in kept:
-        table.add_column(name, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+        table.add_column(name, justify=justify, no_wrap=name != "layer", overflow="fold")  # type: ignore[arg-type]
     for i in range(len(rows)):
         table.add_row(*(values[i] for _, _, values in kept))
     total = sum(r.get("synops", 0) for r in rows)
@@ -94,19 +107,31 @@ def report_table(compiled: CompiledModel) -> Table:
     return table
 
 
-def core_table(compiled: CompiledModel) -> Table | None:
-    """Every core of the chip with what lies on it and what is free; None for a target without cores."""
+def _short(value: float) -> str:
+    """A large number in three digits."""
+    for unit in ("", " k", " M", " G", " T"):
+        if abs(value) < 999.5:
+            return f"{value:.3g}{unit}"
+        value /= 1000
+    return f"{value:.3g} P"
+
+
+def core_table(compiled: CompiledModel, width: int | None = None) -> Table | None:
+    """Every core of the chip with what lies on it and what is free; None for a target without cores. Where ``width``
+    is small, without bars."""
     cores = compiled.target.limits().get("cores")
     if not cores:
         return None
     rows = {row["core"]: row for row in compiled.report if "core" in row}
+    full = BAR if width is None or width >= 100 else 0
     table = Table(title=f"cores of {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("core", "layer", "kernel memory", "neuron memory", "bias memory"):
-        table.add_column(name, justify="right" if name == "core" else "left", no_wrap=True)
+        right = name == "core" or (name != "layer" and not full)
+        table.add_column(name, justify="right" if right else "left", no_wrap=name != "layer", overflow="fold")
     for i, core in enumerate(cores):
         used = rows.get(i, {})
         bars = [
-            _bar(used.get(f"{m}_used", 0), core[f"{m}_words"] - used.get(f"{m}_used", 0))
+            _bar(used.get(f"{m}_used", 0), core[f"{m}_words"] - used.get(f"{m}_used", 0), full)
             for m in ("kernel", "neuron", "bias")
         ]
         table.add_row(str(i), Text(used.get("layer", "-"), style="" if used else "dim"), *bars)
@@ -134,11 +159,21 @@ def limits_view(target: Target) -> Group:
         table.add_column(name)
     for name, value in limits.items():
         if name != "cores" and value is not None:
-            values = list(value) if isinstance(value, tuple | list) else [value]
-            table.add_row(name.replace("_", " "), ", ".join(map(str, values)))
+            table.add_row(name.replace("_", " "), _words(value))
     cores = Table(box=box.SIMPLE_HEAD)
     for name in ("core", "kernel words", "neuron words", "bias words"):
         cores.add_column(name, justify="right")
     for i, core in enumerate(limits.get("cores", ())):
         cores.add_row(str(i), *(f"{core[f'{m}_words']:,}" for m in ("kernel", "neuron", "bias")))
     return Group(head, cores, table)
+
+
+def _words(value: Any) -> str:
+    """A limit's legal values as a person writes them."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        if value.keys() == {"min", "max"}:
+            return f"{value['min']:,} to {value['max']:,}"
+        return ", ".join(f"{name} {_words(v)}" for name, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, tuple | list) else str(value)

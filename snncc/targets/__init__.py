@@ -20,13 +20,19 @@ def all_targets() -> dict[str, Target]:
     """Every target by name.
 
     Raises:
-        ValueError: two targets have one name.
+        InputError: a target of another package cannot be loaded, or has the name of one that is there already.
     """
     found: dict[str, Target] = {"reference": Reference(), **{name: Dynapcnn(chip) for name, chip in CHIPS.items()}}
     for entry in entry_points(group=GROUP):
-        target = entry.load()
+        try:
+            target = entry.load()
+        except Exception as error:
+            message = f"the target {entry.name!r} of {entry.value} cannot be loaded: {type(error).__name__}: {error}"
+            raise input_error("SNN070", message, "mend or uninstall that package") from error
+        if not isinstance(target, Target):
+            raise input_error("SNN070", f"{entry.value}, named as a target, is a {type(target).__name__}")
         if target.name in found:
-            raise ValueError(f"target {target.name!r} of {entry.value} is there already")
+            raise input_error("SNN070", f"the target {target.name!r} of {entry.value} has a name that is taken")
         found[target.name] = target
     return found
 

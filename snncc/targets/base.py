@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from numbers import Integral, Real
 from typing import Any
 
 from snncc.ir import Graph
@@ -52,18 +53,25 @@ class Options:
             "per": ("channel", "layer"),
         }
         for name, known in choices.items():
-            if getattr(self, name) not in known:
-                words = ", ".join(repr(k) for k in known if k is not None)
-                raise input_error(
-                    "SNN070", f"option {name}={getattr(self, name)!r} is unknown", f"choose one of {words}"
-                )
-        ranges: dict[str, tuple[float, float]] = {"timesteps": (1, 1 << 20), "percentile": (0, 100), "v0": (-1e3, 1e3)}
-        if self.weight_bits is not None:
-            ranges["weight_bits"] = (2, 32)
-        for name, (low, high) in ranges.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise input_error("SNN070", f"option {name}={value!r} is not a number from {low:g} to {high:g}")
+            if not isinstance(value, (str, type(None))) or value not in known:
+                words = ", ".join(repr(k) for k in known if k is not None)
+                raise input_error("SNN070", f"option {name}={value!r} is unknown", f"choose one of {words}")
+        ranges: dict[str, tuple[type, float, float]] = {
+            "timesteps": (int, 1, 1 << 20),
+            "percentile": (float, 1e-3, 100),
+            "v0": (float, -1e3, 1e3),
+            "seed": (int, 0, (1 << 63) - 1),
+        }
+        if self.weight_bits is not None:
+            ranges["weight_bits"] = (int, 2, 32)
+        for name, (kind, low, high) in ranges.items():
+            value, what = getattr(self, name), {int: "a whole number", float: "a number"}[kind]
+            if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
+                raise input_error("SNN070", f"option {name}={value!r} is not {what}")
+            object.__setattr__(self, name, kind(value))  # numpy's numbers cannot be written as JSON
+            if not low <= getattr(self, name) <= high:
+                raise input_error("SNN070", f"option {name}={value!r} is not {what} from {low:g} to {high:g}")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:

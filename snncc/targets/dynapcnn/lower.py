@@ -11,7 +11,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, Node, Stage, ops
+from snncc.ir import Diagnostic, Graph, Node, Severity, Stage, ops
+from snncc.ir.diagnostics import errors
 from snncc.ir.types import Array, per_channel
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.place import Group, Place, place_groups
@@ -58,7 +59,7 @@ class Reader:
     def __init__(self, graph: Graph, chip: Chip) -> None:
         self.graph, self.chip = graph, chip
         self.layers: list[Layer] = []
-        self.diagnostics: list[Diagnostic] = []
+        self._found: list[tuple[int, Diagnostic]] = []  # with the position of the node
         # The shape (c, h, w) of the feature map behind each value: a flattened one remembers it.
         self._maps: dict[str, Shape] = {}
         for node in graph.nodes:
@@ -66,14 +67,18 @@ class Reader:
         self._ends()
         self._memories()
 
+    @property
+    def diagnostics(self) -> list[Diagnostic]:
+        """What was found, layer by layer."""
+        return [diagnostic for _, diagnostic in sorted(self._found, key=lambda found: found[0])]
+
     def _say(
         self, code: str, node: Node, text: str, hint: str = "", limit: float | None = None, found: float | None = None,
-        quantity: str = "",
+        quantity: str = "", severity: Severity = Severity.ERROR,
     ) -> None:  # fmt: skip
         message = f"`{node.name}`: {text}"
-        self.diagnostics.append(
-            Diagnostic(code, message, node.loc, hint=hint, limit=limit, found=found, quantity=quantity)
-        )
+        said = Diagnostic(code, message, node.loc, severity, hint, limit, found, quantity)
+        self._found.append((self.graph.nodes.index(node), said))
 
     # --- reading ---
 
@@ -107,7 +112,11 @@ class Reader:
             case ops.Flatten():
                 self._keep(node, shape)
             case ops.Reshape():
-                self._keep(node, shape if len(node.type.shape) == 1 else _as_map(node.type.shape))
+                to = shape if len(node.type.shape) == 1 else _as_map(node.type.shape)
+                if self.layers and to != shape:
+                    sizes = " to ".join(" x ".join(map(str, s)) for s in (shape, to))
+                    self._say("SNN064", node, f"reshapes {sizes}, but a spike keeps its channel, row and column")
+                self._keep(node, to)
             case ops.Encode():
                 self._maps[node.name] = shape
             case _:
@@ -144,6 +153,7 @@ class Reader:
         self.layers.append(layer)
         self._maps[node.name] = layer.output
         self._geometry(layer)
+        self._cut_edge(layer)
 
     def _conv(self, node: Node, op: ops.Conv2d, shape: Shape) -> Layer:
         top, bottom, left, right = op.padding
@@ -174,34 +184,56 @@ class Reader:
                 "SNN050", node, f"the {what} is {kh} x {kw}, the chip's kernels reach {limit} x {limit}", hint,
                 limit, max(kh, kw), "rows or columns",
             )  # fmt: skip
-        for axis, stride in zip("yx", layer.stride, strict=True):
+        for stride in dict.fromkeys(layer.stride):
             if stride not in chip.strides:
                 legal = ", ".join(map(str, chip.strides))
                 self._say(
-                    "SNN051", node, f"stride {stride} along {axis}; the chip has {legal}", f"use one of {legal}",
+                    "SNN051", node, f"stride {stride}; the chip has {legal}", f"use one of {legal}",
                     max(s for s in chip.strides if s < stride), stride,
                 )  # fmt: skip
-        for axis, padding in zip("yx", layer.padding, strict=True):
+        for padding in dict.fromkeys(layer.padding):
             if padding not in chip.paddings:
+                most = chip.paddings[-1]
                 self._say(
-                    "SNN052", node, f"padding {padding} along {axis}", "pad less",
-                    chip.paddings[-1], padding, "rows or columns",
+                    "SNN052", node, f"padding {padding}; the chip pads by up to {most}", "pad less",
+                    most, padding, "rows or columns",
                 )  # fmt: skip
         for which, n in (("input", layer.input[0]), ("output", layer.output[0])):
             if n not in chip.features:
-                self._say(
-                    "SNN054", node, f"{n} {which} features", "use fewer channels", chip.features[-1], n, "features"
-                )
+                most = chip.features[-1]
+                text = f"{n:,} {which} features, a core takes {most:,}"
+                self._say("SNN054", node, text, "use fewer channels", most, n, "features")
         for which, size, legal_sizes in (
             ("input", max(layer.input[1:]), chip.input_sizes),
             ("output", max(layer.output[1:]), chip.output_sizes),
         ):
             if size not in legal_sizes:
                 h, w = layer.input[1:] if which == "input" else layer.output[1:]
+                before, most = "" if which == "input" else " before pooling", legal_sizes[-1]
                 self._say(
-                    "SNN055", node, f"its {which} is {h} x {w} before pooling",
-                    "use a smaller input or a larger stride", legal_sizes[-1], size, "rows or columns",
+                    "SNN055", node, f"its {which} is {h} x {w}{before}, a core takes {most} x {most}",
+                    "use a smaller input or a larger stride", most, size, "rows or columns",
                 )  # fmt: skip
+
+    def _cut_edge(self, layer: Layer) -> None:
+        """Warn where the pooling in front drops an edge that the chip does not: it pools by shifting coordinates, so
+        that a spike of the edge goes to the row just outside of the target's input, which padding may make reachable.
+        What the chip then does is documented nowhere."""
+        if len(self.layers) < 2:
+            return
+        before = self.layers[-2]
+        for what, i in (("rows", 0), ("columns", 1)):
+            n, out = layer.input[i + 1], layer.output[i + 1]
+            cut = before.output[i + 1] % before.pooling
+            reached = (out - 1) * layer.stride[i] + layer.kernel[i] - layer.padding[i]
+            if cut and reached > n:
+                text = (
+                    f"pooling {before.pooling} in front of it leaves {cut} of {before.output[i + 1]} {what} over. The "
+                    f"chip may send their spikes to {what[:-1]} {n}, just outside of its input, and its padding lets "
+                    "them through"
+                )
+                hint = "choose a size that the pooling divides, or leave out the padding; the simulation drops the edge"
+                self._say("SNN053", layer.weighted, text, hint, severity=Severity.WARNING)
 
     def _neuron(self, node: Node, shape: Shape) -> None:
         layer = self._open()
@@ -261,7 +293,7 @@ class Reader:
     # --- the whole ---
 
     def _ends(self) -> None:
-        if self.diagnostics:
+        if errors(self.diagnostics):
             return  # the ends of a network that was not read whole say nothing
         if len(self.graph.outputs) > 1:
             self._say("SNN061", self.graph[self.graph.outputs[1]], "a second output; this target has one")
@@ -276,23 +308,30 @@ class Reader:
 
     def _memories(self) -> None:
         cores = self.chip.cores
+        names, codes = ("kernel", "neuron", "bias"), ("SNN056", "SNN057", "SNN058")
+        advice = (
+            "use fewer channels or a smaller kernel",
+            "use fewer channels, or a larger stride",
+            "use bias='strip'",
+        )
         for layer in self.layers:
             needs = layer.memory(self.graph)
-            has = [(c.kernel_words, c.neuron_words, c.bias_words) for c in cores]
-            advice = (
-                "use fewer channels or a smaller kernel",
-                "use fewer channels, or a larger stride",
-                "train with bias=False",
-            )
-            for i, (code, what) in enumerate((("SNN056", "kernel"), ("SNN057", "neuron"), ("SNN058", "bias"))):
-                most = max(h[i] for h in has)
-                if needs[i] > most:
-                    detail = ""
-                    grouped = what == "kernel" and getattr(layer.weighted.op, "groups", 1) > 1
-                    if grouped:
-                        detail = " (its groups are expanded to a dense kernel, as the chip has none)"
-                    text = f"needs {needs[i]:,} words of {what} memory{detail}, the largest core has {most:,}"
-                    self._say("SNN063" if grouped else code, layer.weighted, text, advice[i], most, needs[i], "words")
+            left = [(c.kernel_words, c.neuron_words, c.bias_words) for c in cores]  # cores that hold it so far
+            for i, (code, what) in enumerate(zip(codes, names, strict=True)):
+                holding = [core for core in left if needs[i] <= core[i]]
+                if holding:
+                    left = holding
+                    continue
+                most, rest = max(core[i] for core in left), ""
+                grouped = what == "kernel" and getattr(layer.weighted.op, "groups", 1) > 1
+                if grouped:
+                    rest = " (its groups are expanded to a dense kernel, as the chip has none)"
+                text = f"needs {needs[i]:,} words of {what} memory{rest}, the largest core has {most:,}"
+                if len(left) < len(cores):
+                    beside = " and ".join(f"{needs[j]:,} of {names[j]}" for j in range(i))
+                    text = f"needs {needs[i]:,} words of {what} memory beside {beside} memory; "
+                    text += f"the largest core with so much has {most:,}"
+                self._say("SNN063" if grouped else code, layer.weighted, text, advice[i], most, needs[i], "words")
         if len(self.layers) > len(cores):
             extra = self.layers[len(cores)].weighted
             self._say(
@@ -347,7 +386,7 @@ class CheckLimits(Pass):
         reader = Reader(graph, self.chip)
         for diagnostic in reader.diagnostics:
             context.report(diagnostic)
-        if not reader.diagnostics:
+        if not errors(reader.diagnostics):
             place_groups(reader.groups(), context)
         return graph
 
@@ -362,15 +401,56 @@ class PlaceOnCores(Place):
     chip: Chip
     name: ClassVar[str] = "place"
 
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """The graph with places; as it is if check-limits has said why there are none."""
+        return graph if errors(context.diagnostics) else super().run(graph, context)
+
     def groups(self, graph: Graph, context: Context) -> list[Group]:
         """The layers, each with its pooling and shape changes."""
         reader = Reader(graph, self.chip)
         for diagnostic in reader.diagnostics:
             context.report(diagnostic)
+        for layer in reader.layers:
+            if (found := _potential(graph, layer, self.chip, context.timesteps)) is not None:
+                context.report(found)
         return reader.groups()
 
     def __str__(self) -> str:
         return f"{self.name}{{chip={self.chip.name}}}"
+
+
+def _potential(graph: Graph, layer: Layer, chip: Chip, timesteps: int) -> Diagnostic | None:
+    """A warning where potentials may reach the end of their 16 bits: what happens there is undocumented.
+
+    An event adds at most the largest weight and takes off the threshold if it is reached. So below the threshold before
+    an event means below it afterwards as long as no weight is larger than it; what adds up without events is the bias.
+    """
+    op, neuron = layer.weighted.op, layer.neuron
+    if neuron is None or not isinstance(neuron.op, ops.If) or not isinstance(op, ops.Weighted):
+        return None
+    assert isinstance(neuron.op.threshold, int)
+    weight = int(graph.value(op.weight).max(initial=0))
+    bias = 0 if op.bias is None else int(graph.value(op.bias).max(initial=0))
+    top = neuron.op.threshold + weight + bias * timesteps
+    most = chip.states[-1]
+    why = ""
+    if weight > neuron.op.threshold:
+        why = f"its largest weight, {weight}, is above its threshold, {neuron.op.threshold}, and events add up"
+    elif top > most:
+        why = (
+            f"threshold {neuron.op.threshold}, weight {weight} and {timesteps} times the bias {bias} add up to {top:,}"
+        )
+    if not why:
+        return None
+    return Diagnostic(
+        "SNN065",
+        f"`{layer.name}`: the potentials of its neurons may reach {most:,}, where the chip's arithmetic ends: {why}",
+        layer.weighted.loc,
+        Severity.WARNING,
+        "calibrate with threshold='max', which gives larger thresholds, or compile for fewer time steps",
+        limit=most if top > most else None,
+        found=top if top > most else None,
+    )
 
 
 def to_config(graph: Graph, chip: Chip) -> Config:
@@ -399,7 +479,7 @@ def to_config(graph: Graph, chip: Chip) -> Config:
                 biases=graph.value(op.bias).astype(np.int16) if op.bias is not None else None,
                 threshold_high=neuron.threshold,
                 threshold_low=int(neuron.v_min) if neuron.v_min is not None else chip.thresholds_low[0],
-                initial=initial.astype(np.int16) if initial.any() else None,
+                initial=initial.astype(np.int32) if initial.any() else None,  # its range is for `problems` to check
                 return_to_zero=neuron.reset == "zero",
                 destinations=() if last else (Destination(indices[i + 1], layer.pooling),),
                 monitor=last,

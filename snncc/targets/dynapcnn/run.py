@@ -51,7 +51,9 @@ def main(arguments: list[str] | None = None) -> int:
     what.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="answer as JSON, one line for each configuration")
     parser.add_argument("--device", help="the board: samna's name for it, and :N for the Nth of that name")
-    parser.add_argument("--input", type=Path, help="npz with `spikes`, counts of shape (T, N, C, H, W) or (T, C, H, W)")
+    parser.add_argument(
+        "--input", type=Path, help="npz with `spikes`: counts (T, N, C, H, W), (T, C, H, W) or (T, N, C*H*W)"
+    )
     parser.add_argument("--output", type=Path, help="npz to write: `counts` of shape (N, classes)")
     parser.add_argument("--timestep-us", type=int, help="the length of one time step in microseconds")
     parser.add_argument("configs", type=Path, nargs="*", default=[CONFIG], help="default: config.json beside this file")
@@ -189,6 +191,8 @@ def deploy(options: argparse.Namespace) -> int:
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"cannot read the input spikes: {error}") from None
     spikes = spikes[:, None] if spikes.ndim == 4 else spikes
+    if spikes.ndim == 3 and spikes.shape[2] == np.prod(header["input_shape"]):
+        spikes = spikes.reshape(*spikes.shape[:2], *header["input_shape"])
     if spikes.ndim != 5 or list(spikes.shape[2:]) != header["input_shape"] or spikes.dtype.kind not in "biu":
         raise RunError(f"spikes are {spikes.dtype} {spikes.shape}, not integers (T, N, {header['input_shape']})")
     (judged,) = validate([config])

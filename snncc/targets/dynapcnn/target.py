@@ -61,7 +61,7 @@ class Dynapcnn(Target):
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "rate", options.reset, options.v0, seed=options.seed),
             *([bias] if fold else []),
-            LowerPooling(max_pool="error"),
+            LowerPooling(),  # what the chip cannot pool, check-limits has said
             # Thresholds stay within 14 bits and a sign, so that a potential (below threshold plus one weight between
             # events) keeps away from the undocumented saturation at 2^15 - 1.
             Quantize(bits, bias_bits=16, threshold_bits=15, v_min=self.chip.thresholds_low[0]),
@@ -83,10 +83,10 @@ class Dynapcnn(Target):
         return {"config.json": to_json(config), "run.py": runner}
 
     def limits(self) -> dict[str, Any]:
-        """The chip's cores and legal values."""
+        """The chip's cores and legal values: lists, or ranges as their smallest and largest value."""
         data = asdict(self.chip)
         return {
-            name: [value.start, value[-1]] if isinstance(value, range) else value
+            name: {"min": value.start, "max": value[-1]} if isinstance(value, range) else value
             for name, value in data.items()
             if name not in ("name", "samna_module", "samna_configuration", "key_style", "neuron_major")
         }

@@ -1,0 +1,64 @@
+"""Generated chains of layers that a DYNAP-CNN chip may take, with every option that it has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def chip_network(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A chain drawn from ``rng`` in eval mode, and its input shape. Geometry is always legal for torch; most chains,
+    not all, fit a chip. Equal seeds give equal networks."""
+    seed = int(rng.integers(2**31))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers, shape = _layers(rng)
+        model = nn.Sequential(*layers).eval()
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.1, 0.5)
+    return model, shape
+
+
+def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], tuple[int, int, int]]:
+    def coin(p: float = 0.5) -> bool:
+        return bool(rng.random() < p)
+
+    def pick(*options: int) -> int:
+        return int(rng.choice(options))
+
+    height = int(rng.integers(1, 25))
+    shape = (pick(1, 2, 3), height, height if coin(0.8) else int(rng.integers(1, 25)))
+    channels, size, layers = shape[0], list(shape[1:]), list[nn.Module]()
+    for _ in range(pick(1, 2, 3, 4)):
+        kernel = pick(1, 2, 3, 3, 5, min(size[0], 16))
+        least = max(0, -(-(kernel - min(size)) // 2))  # so much that the kernel fits
+        padding = tuple(max(least, pick(0, 0, 1, 2)) for _ in size)
+        stride = tuple(pick(1, 1, 2, 4, 8) if coin(0.3) else 1 for _ in size)
+        groups = pick(1, channels, channels) if coin(0.3) else 1
+        out = groups * pick(1, 2, 3, 5) if groups > 1 else pick(1, 3, 4, 7, 8, 12)
+        norm = coin()
+        options: dict[str, Any] = {"stride": stride, "padding": padding, "groups": groups, "bias": coin()}
+        layers += [nn.Conv2d(channels, out, kernel, **options), *([nn.BatchNorm2d(out)] if norm else [])]
+        layers.append(nn.ReLU6() if coin(0.2) else nn.ReLU())
+        channels = out
+        size = [(n + 2 * p - kernel) // s + 1 for n, p, s in zip(size, padding, stride, strict=True)]
+        if coin(0.4) and (pooling := pick(2, 2, 4)) <= min(size):
+            layers.append(nn.AvgPool2d(pooling))
+            size = [n // pooling for n in size]
+        if coin(0.1):
+            layers.append(nn.Dropout2d(0.3))
+    if size[0] != size[1] or coin(0.2):
+        if not isinstance(layers[-1], nn.AvgPool2d):
+            return layers, shape
+        return [*layers, nn.Conv2d(channels, 5, 1, bias=coin())], shape
+    features = channels * size[0] * size[1]
+    layers.append(nn.Flatten())
+    if coin(0.3):
+        layers += [nn.Linear(features, 8, bias=coin()), nn.ReLU()]
+        features = 8
+    return [*layers, nn.Linear(features, pick(2, 5, 10), bias=coin())], shape

@@ -1,0 +1,99 @@
+"""Real samna on what the compiler makes of torch networks: it takes every one that our placement takes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from chipnets import chip_network
+from zoo import SEQUENTIAL_ZOO, build, example_input
+
+import snncc
+from snncc.targets.dynapcnn import run
+from snncc.targets.dynapcnn.chips import CHIPS
+
+pytestmark = pytest.mark.vendor
+VALIDATED = [name for name, chip in CHIPS.items() if chip.validated]
+VERSION = "0.7.1.0"
+
+
+@pytest.fixture
+def python(sdk_python: Callable[[str], Path]) -> Path:
+    return sdk_python("samna")
+
+
+def zoo(name: str, chip: str) -> snncc.CompiledModel:
+    x = example_input(SEQUENTIAL_ZOO[name].input_shape, 4, seed=1)
+    return snncc.compile(build(name), chip, calibration=x, bias="keep")
+
+
+def judge(python: Path, folder: Path, models: Sequence[snncc.CompiledModel]) -> list[dict[str, Any]]:
+    """What the emitted runner says of each configuration: samna is started once for all."""
+    paths = [folder / f"{i}.json" for i in range(len(models))]
+    for path, model in zip(paths, models, strict=True):
+        path.write_text(model.target.files(model.graph)["config.json"], encoding="utf-8")
+    line = [python, run.__file__, "--validate", "--json", *paths]
+    done = subprocess.run(line, capture_output=True, text=True, check=False)
+    return [json.loads(answer) for answer in done.stdout.splitlines()]
+
+
+def test_samna_takes_the_zoo(python: Path, tmp_path: Path) -> None:
+    asked = [(name, chip) for chip in VALIDATED for name in SEQUENTIAL_ZOO]
+    answers = judge(python, tmp_path, [zoo(*each) for each in asked])
+    assert [(a["valid"], a["message"], a["chip"], a["samna"]) for a in answers] == [
+        (True, "", chip, VERSION) for _, chip in asked
+    ]
+
+
+def test_samna_takes_generated_networks(python: Path, tmp_path: Path) -> None:
+    models: list[snncc.CompiledModel] = []
+    seed = 0
+    while len(models) < 40:
+        seed += 1
+        net, shape = chip_network(np.random.default_rng(seed))
+        chip = VALIDATED[seed % len(VALIDATED)]
+        try:
+            x = example_input(shape, 4, seed)
+            models.append(snncc.compile(net, chip, calibration=x, bias="fold" if seed % 3 else "keep"))
+        except snncc.CompileError:
+            assert seed < 80, "too few of the generated networks are legal"
+    answers = judge(python, tmp_path, models)
+    assert [(a["valid"], a["message"]) for a in answers] == [(True, "")] * 40
+    assert {a["chip"] for a in answers} == set(VALIDATED)
+
+
+def test_validate(python: Path) -> None:
+    assert zoo("chip_small", "speck2b").validate(python) == snncc.Validation(True, "", VERSION)
+
+
+def test_a_saved_folder_stands_alone(python: Path, tmp_path: Path) -> None:
+    """Moved elsewhere, with the SDK's own Python in isolated mode: nothing of snncc can be on its path."""
+    zoo("chip_small", "dynapcnn").save(tmp_path / "built")
+    moved = (tmp_path / "built").rename(tmp_path / "moved")
+    gone = subprocess.run([python, "-I", "-c", "import snncc"], cwd=moved, capture_output=True, text=True, check=False)
+    assert "No module named 'snncc'" in gone.stderr
+    done = subprocess.run([python, "-I", "run.py"], cwd=moved, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == f"{moved / 'config.json'} (dynapcnn, samna {VERSION}): valid\n"
+    loaded = snncc.load(moved)
+    assert loaded.validate(python) == snncc.Validation(True, "", VERSION)
+
+
+@pytest.mark.parametrize("name", ["chip_small", "chip_mlp"])
+def test_run_without_a_board(python: Path, name: str) -> None:
+    """The input gets as far as the search for a board."""
+    x = example_input(SEQUENTIAL_ZOO[name].input_shape, 2)
+    with pytest.raises(snncc.InputError, match="no board found: looked for Speck2bTestboard") as caught:
+        zoo(name, "speck2b").run(x, 4, python=python)
+    assert [d.code for d in caught.value.diagnostics] == ["SNN081"]
+
+
+def test_a_chip_that_this_samna_lacks(python: Path) -> None:
+    with pytest.raises(snncc.InputError, match=f"samna {VERSION} has no module speck2f") as caught:
+        zoo("chip_small", "speck2f").validate(python)
+    assert [d.code for d in caught.value.diagnostics] == ["SNN081"]
