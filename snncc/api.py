@@ -6,6 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
+from math import prod
 from operator import length_hint
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,9 @@ from snncc.targets.base import Options, Target
 if TYPE_CHECKING:
     import torch
 
-BATCH = 64  # samples of an array that is fed as calibration data
+BATCH, BATCH_BYTES = 64, 8 << 20  # an array is fed in batches of so many samples or bytes, whichever is less
 SAMPLE = 256  # samples that passes may measure on
+EXAMPLE = 2  # samples that the traced graph is held against the model on
 
 
 def compile(
@@ -42,8 +44,9 @@ def compile(
     Args:
         model: the network, in any mode; it is compiled as it infers.
         target: a name out of :func:`snncc.targets`, or a target object.
-        example_input: one batch (N, *shape), or a tuple of batches for several inputs; only its shape matters, and its
-            values for a check of the traced graph against the model. By default the first calibration batch.
+        example_input: one batch (N, *shape), or a tuple of batches for several inputs; only its shape matters, and the
+            first two samples, on which the traced graph is checked against the model. By default the first
+            calibration batch.
         calibration: typical inputs: an array or tensor (N, *shape), or any iterable of batches, each an array, a
             tensor, or a tuple that starts with the inputs (labels behind them are ignored). Read once, as a stream.
         progress: True or False for progress bars; by default if a person is watching.
@@ -132,8 +135,10 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
         raise CompileError(found)
     if first is not None:
         n = len(graph.inputs)
-        sample = _batch(calibration[:SAMPLE]) if _is_array(calibration) else first
-        context.sample = (_inputs(sample, n, graph, SAMPLE),)
+        sample = _inputs(_batch(calibration[:SAMPLE]) if _is_array(calibration) else first, n, graph)
+        step = _batch_length(sample[0])
+        starts = range(0, min(SAMPLE, len(sample[0])), step)
+        context.sample = tuple(tuple(x[at : min(at + step, SAMPLE)] for x in sample) for at in starts)
         context.calibration = _Stream((_inputs(batch, n, graph) for batch in batches), _count(calibration))
     return graph
 
@@ -157,9 +162,9 @@ def _example(model: torch.nn.Module, example_input: Any) -> tuple[torch.Tensor, 
             message = "the example input, by default the first calibration batch, holds values that are not finite"
             raise input_error("SNN074", message)
         if array.dtype.kind == "f":
-            example.append(torch.from_numpy(array.astype(np.float64)).to(precision))
+            example.append(torch.from_numpy(array[:EXAMPLE].astype(np.float64)).to(precision))
         else:
-            example.append(torch.from_numpy(array.astype(array.dtype.newbyteorder("="))))
+            example.append(torch.from_numpy(array[:EXAMPLE].astype(array.dtype.newbyteorder("="))))
     return tuple(example)
 
 
@@ -189,13 +194,19 @@ class _Stream:
 
 def _count(calibration: Any) -> int:
     """How many batches, 0 if that is not known."""
-    return -(-len(calibration) // BATCH) if _is_array(calibration) else length_hint(calibration)
+    return -(-len(calibration) // _batch_length(calibration)) if _is_array(calibration) else length_hint(calibration)
+
+
+def _batch_length(data: Any) -> int:
+    """How many samples of an array (N, *shape) make a batch: few, where they are large."""
+    return max(1, min(BATCH, BATCH_BYTES // max(1, 4 * int(prod(data.shape[1:])))))
 
 
 def _split(calibration: Any) -> Iterable[Any]:
     """An array or tensor as batches; an iterable as it is."""
     if _is_array(calibration):
-        return (calibration[i : i + BATCH] for i in range(0, len(calibration), BATCH))
+        step = _batch_length(calibration)
+        return (calibration[i : i + step] for i in range(0, len(calibration), step))
     if isinstance(calibration, str | bytes | Mapping) or not isinstance(calibration, Iterable):
         raise input_error(
             "SNN011",
@@ -222,7 +233,7 @@ def _batch(batch: Any, code: str = "SNN011", what: str = "a calibration batch") 
     return arrays
 
 
-def _inputs(batch: tuple[Array, ...], n: int, graph: Graph, most: int | None = None) -> tuple[Array, ...]:
+def _inputs(batch: tuple[Array, ...], n: int, graph: Graph) -> tuple[Array, ...]:
     """The inputs of a batch, without labels behind them, shapes checked."""
     if len(batch) < n:
         raise input_error("SNN011", f"the network has {n} inputs, a calibration batch {len(batch)}")
@@ -230,7 +241,7 @@ def _inputs(batch: tuple[Array, ...], n: int, graph: Graph, most: int | None = N
         if x.ndim < 1 or x.shape[1:] != node.type.shape:
             want = ", ".join(map(str, ("N", *node.type.shape)))
             raise input_error("SNN005", f"calibration data for `{node.name}` must have shape ({want}), got {x.shape}")
-    return tuple(x[:most] for x in batch[:n])
+    return batch[:n]
 
 
 def _progress(progress: Progress | bool | None) -> Progress:
