@@ -56,7 +56,7 @@ def _bar(used: int, free: int, size: int = BAR) -> Text:
     part = used / (used + free) if used + free else 0.0
     full = round(part * size)
     colour = "red" if part > 0.9 else "yellow" if part > 0.6 else "green"
-    numbers = f"{used:,}/{used + free:,}"
+    numbers = f"{used:,} + {free:,}"
     return Text.assemble(("█" * full, colour), ("░" * (size - full), "dim"), " " if size else "", numbers)
 
 
@@ -125,6 +125,7 @@ def core_table(compiled: CompiledModel, width: int | None = None) -> Table | Non
     rows = {row["core"]: row for row in compiled.report if "core" in row}
     full = BAR if width is None or width >= 100 else 0
     table = Table(title=f"cores of {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
+    table.caption, table.caption_justify = "memories in words: used + free", "left"
     for name in ("core", "layer", "kernel memory", "neuron memory", "bias memory"):
         right = name == "core" or (name != "layer" and not full)
         table.add_column(name, justify="right" if right else "left", no_wrap=name != "layer", overflow="fold")

@@ -145,7 +145,7 @@ def test_compile(capsys: Captured, tmp_path: Path, model: str) -> None:
     )
     assert status == 0
     assert f"written: {tmp_path / 'b'}" in out
-    assert "Net on speck2b" in out and "cores of speck2b" in out and "/16,384" in out
+    assert "Net on speck2b" in out and "cores of speck2b" in out and "0 + 16,384" in out
     assert "warning[SNN020]: `fc`" in err and err.endswith(" notes\n")
     loaded = snncc.load(tmp_path / "b")
     assert [row["layer"] for row in loaded.report] == ["conv", "fc"]
@@ -542,7 +542,7 @@ def test_tables_are_not_cut(built: Path, width: int) -> None:
         out.print(report_table(compiled, width), core_table(compiled, width), limits_view(compiled.target))
     text = capture.get()
     assert "…" not in text
-    for words in ("features.conv.1", "synops", "error", "kernel memory", "/16,384"):
+    for words in ("features.conv.1", "synops", "error", "kernel memory", "0 + 16,384"):
         assert words in text
     assert ("threshold" in text.split("cores of")[0]) == (width > 80)
 
