@@ -10,7 +10,7 @@ from typing import Any
 
 import networkx as nx
 
-from snncc.ir.ops import Input, Op
+from snncc.ir.ops import Encode, Input, Op
 from snncc.ir.types import IDENTIFIER, Array, Loc, Param, Store, Type
 
 
@@ -106,8 +106,8 @@ class Graph:
         return graph
 
     def live(self) -> Graph:
-        """Without nodes that no output needs; inputs stay, since they are the user's signature."""
-        needed = {*self.outputs, *(node.name for node in self.inputs)}
+        """Without nodes that no output needs; inputs and their encodings stay, since they are the user's signature."""
+        needed = {*self.outputs, *(node.name for node in self.nodes if isinstance(node.op, Input | Encode))}
         for node in reversed(self.nodes):
             if node.name in needed:
                 needed.update(node.args)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
-from snncc.ir import CompileError, Diagnostic, Graph, Stage, VerifyError, verify
+from snncc.ir import CompileError, Diagnostic, Graph, Severity, Stage, VerifyError, verify
 from snncc.ir.diagnostics import errors
 from snncc.ir.types import Array
 
@@ -145,7 +145,7 @@ def run_pipeline(
     records = [StageRecord("trace", graph)]
     after(records[0])
     for p in passes:
-        known = len(context.diagnostics)
+        known = list(context.diagnostics)
         begin = time.perf_counter()
         try:
             result = p(graph, context)
@@ -153,11 +153,25 @@ def run_pipeline(
             if errors(context.diagnostics):  # what could not be lowered was said; there is no going on from here
                 break
             raise
+        finally:
+            _drop_repeated(context, known)
         seconds = time.perf_counter() - begin
-        new = tuple(context.diagnostics[known:])
+        new = tuple(context.diagnostics[len(known) :])
         records.append(StageRecord(str(p), result, seconds, result != graph, new))
         after(records[-1])
         graph = result
     if errors(context.diagnostics):
         raise CompileError(context.diagnostics)
     return records
+
+
+def _drop_repeated(context: Context, known: list[Diagnostic]) -> None:
+    """Drop what an earlier pass said of the same place; of errors, also in other words with the same code."""
+    said = {(d.code, d.loc.sources, d.message) for d in known}
+    refused = {(d.code, d.loc.sources) for d in errors(known) if d.loc.sources}
+    context.diagnostics[len(known) :] = [
+        d
+        for d in context.diagnostics[len(known) :]
+        if (d.code, d.loc.sources, d.message) not in said
+        and not (d.severity is Severity.ERROR and (d.code, d.loc.sources) in refused)
+    ]

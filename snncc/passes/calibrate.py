@@ -50,14 +50,14 @@ class Calibrate(Pass):
         statistics: dict[str, Histogram] = {}
         thresholds: dict[str, Array] = {}
         ranges = {n.name: (np.inf, -np.inf) for n in graph.inputs}
-        bad: set[str] = set()
+        bad: dict[str, None] = {}  # a set in order
         last = False
 
         def visit(name: str, value: Array) -> None:
             if name not in ranges and name not in wanted:
                 return
             if not np.isfinite(value).all():
-                bad.add(name)
+                bad[name] = None
             elif name in ranges:
                 low, high = ranges[name]
                 ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
@@ -93,7 +93,7 @@ class Calibrate(Pass):
                 return None
             theta = thresholds[node.name]
             threshold: PerChannel = float(theta[0])
-            if self.per == "channel":
+            if len(theta) > 1:
                 threshold = builder.store.put(f"{node.name}.threshold", theta)
             return builder.copy(node, args, replace(node.op, threshold=threshold))  # type: ignore[call-arg]
 
@@ -107,9 +107,10 @@ class Histogram:
     """
 
     def __init__(self, node: Node, per: str) -> None:
-        self.rows = node.type.shape[0] if per == "channel" else 1
+        # Of a sequence of features (S, F), axis 0 is no channel.
+        self.rows = node.type.shape[0] if per == "channel" and len(node.type.shape) != 2 else 1
         # A layer has millions of values for its one row; a channel's row is coarser but there are many.
-        self.bins = 2048 if per == "layer" else 128
+        self.bins = 2048 if self.rows == 1 else 128
         self.counts = np.zeros((self.rows, self.bins), np.uint32)
         self.top = np.zeros(self.rows)  # the upper end of the last bin
         self.peak = np.zeros(self.rows)
@@ -120,32 +121,35 @@ class Histogram:
         rows = value.swapaxes(0, 1).reshape(self.rows, -1) if self.rows > 1 else value.reshape(1, -1)
         peak = rows.max(axis=1).astype(np.float64)
         self.total += rows.shape[1]
+        if self.total > np.iinfo(self.counts.dtype).max:
+            self.counts = self.counts.astype(np.uint64)
         self.peak = np.maximum(self.peak, peak)
         self.top = np.where((self.top == 0) & (peak > 0), peak, self.top)
         while (grow := self.peak > self.top).any():
-            pairs = self.counts[grow].reshape(-1, self.bins // 2, 2).sum(axis=2, dtype=np.uint32)
+            pairs = self.counts[grow].reshape(-1, self.bins // 2, 2).sum(axis=2, dtype=self.counts.dtype)
             self.counts[grow] = np.pad(pairs, ((0, 0), (0, self.bins // 2)))
             self.top = np.where(grow, 2 * self.top, self.top)
         scale = np.divide(self.bins, self.top, out=np.zeros_like(self.top), where=self.top > 0)
         for i in range(self.rows):  # a row at a time keeps the temporaries small
             row = rows[i][rows[i] > 0]
             bins = np.minimum((row * scale[i]).astype(np.int64), self.bins - 1)
-            self.counts[i] += np.bincount(bins, minlength=self.bins).astype(np.uint32)
+            self.counts[i] += np.bincount(bins, minlength=self.bins).astype(self.counts.dtype)
 
     def threshold(self, options: Calibrate, timesteps: int) -> Array:
-        """One threshold per row, as float32 would hold it. A row that never saw a positive value gets the layer's
-        largest: whatever it is, the neuron stays silent."""
+        """One threshold per row, as float32 would hold it. A row whose rule gives zero (it is hardly ever positive)
+        gets its largest value; one that never saw a positive value the layer's: whatever it is, the neuron stays
+        silent."""
         rule: dict[str, Callable[[], Array]] = {
             "max": lambda: self.peak,
             "percentile": lambda: self._percentile(options.percentile / 100),
             "mse": lambda: self._mse(timesteps),
         }
-        theta = rule[options.method]()
-        fallback = float(self.peak.max(initial=0.0)) or 1.0
-        return np.asarray(np.where(theta > 0, theta, fallback), np.float32).astype(np.float64)
+        theta = np.asarray(rule[options.method](), np.float32).astype(np.float64)
+        largest = np.where(self.peak > 0, self.peak, float(self.peak.max(initial=0.0)) or 1.0)
+        return np.where(theta > 0, theta, largest)
 
     def _percentile(self, q: float) -> Array:
-        """The q-quantile, linear within a bin."""
+        """The q-quantile of all values, negative ones as 0; linear within a bin."""
         below = self.total - self.counts.sum(axis=1, dtype=np.int64)  # zeros
         cumulative = below[:, None] + self.counts.cumsum(axis=1, dtype=np.int64)
         wanted = q * self.total
@@ -153,14 +157,13 @@ class Histogram:
         row = np.arange(self.rows)
         inside = self.counts[row, index]
         part = 1 - np.divide(cumulative[row, index] - wanted, inside, out=np.zeros(self.rows), where=inside > 0)
-        return np.asarray(np.minimum((index + np.clip(part, 0, 1)) * self.top / self.bins, self.peak))
+        value = np.minimum((index + np.clip(part, 0, 1)) * self.top / self.bins, self.peak)
+        return np.where(wanted > below, value, 0.0)
 
-    def _mse(self, timesteps: int, candidates: int = 64) -> Array:
-        centre = (np.arange(self.bins) + 0.5) / self.bins  # of the range's top
-        best, least = np.ones(self.rows), np.full(self.rows, np.inf)
-        for theta in np.arange(1, candidates + 1) / candidates:
-            step = theta / timesteps
-            error = (centre - step * np.clip(np.floor(centre / step + 0.5), 0, timesteps)) ** 2
-            total = self.counts @ error
-            best, least = np.where(total < least, theta, best), np.minimum(total, least)
-        return np.asarray(best * self.top)
+    def _mse(self, timesteps: int, candidates: int = 128) -> Array:
+        centre = ((np.arange(self.bins) + 0.5) / self.bins)[:, None]  # of the range's top
+        theta = np.arange(1, candidates + 1) / candidates
+        step = theta / timesteps
+        error = (centre - step * np.clip(np.floor(centre / step + 0.5), 0, timesteps)) ** 2
+        best = (self.counts.astype(np.float64) @ error).argmin(axis=1)
+        return np.asarray(theta[best] * self.top)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import inf, prod
+from itertools import product
+from math import inf, isclose, prod
 from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Graph, Node, Stage, ops
+from snncc.ir import Graph, Node, Param, Stage, ops
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild
 
@@ -24,10 +25,9 @@ class Canonicalize(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        graph = rebuild(graph, _drop)
-        graph = _recognize_quant_relu(graph)
-        while (moved := rebuild(graph, _visit)) != graph:
-            graph = moved
+        graph = _recognize_quant_relu(rebuild(graph, _drop))
+        while (simpler := rebuild(rebuild(graph, _visit), _drop)) != graph:
+            graph = simpler
         return graph
 
 
@@ -36,15 +36,22 @@ def _drop(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
     if not args:
         return None
     x = builder.type(args[0])
+    point = isinstance(op, ops.AvgPool | ops.MaxPool) and op.kernel == op.stride == (1, 1) and op.padding == (0, 0)
     same = (
         isinstance(op, ops.Identity)
         or (isinstance(op, ops.Reshape | ops.Flatten | ops.Slice) and node.type.shape == x.shape)
         or (isinstance(op, ops.Pad) and not any((*op.before, *op.after)))
-        or (isinstance(op, ops.AvgPool) and op.kernel == op.stride == (1, 1) and op.padding == (0, 0))
+        or (point and not (isinstance(op, ops.AvgPool) and op.divisor > 1))
         or (isinstance(op, ops.Clamp) and op.low is None and op.high is None)
         or (isinstance(op, ops.Concat) and len(args) == 1)
     )
+    if isinstance(op, ops.Conv2d | ops.Linear | ops.Affine) and _is_zero(builder, op.bias):
+        return builder.copy(node, args, replace(op, bias=None))
     return args[0] if same else None
+
+
+def _is_zero(builder: Builder, param: Param | None) -> bool:
+    return param is not None and not builder.store[param].any()
 
 
 def _visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
@@ -66,7 +73,9 @@ def _visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
                 return builder.copy(node, source.args, ops.Clamp(max(low if low is not None else -inf, 0.0), high))
         case ops.Activation(), ops.Flatten() | ops.Reshape() | ops.Slice() | ops.MaxPool() | ops.Concat():
             # f(move(x)) = move(f(x)): f is elementwise and monotonic. Both keep their names if nothing else reads.
-            alone = len(builder.source.users.get(source.name, ())) == 1 and source.name not in builder.source.outputs
+            if args != node.args:
+                return None  # the operand just changed: what its name stands for, too; the next round sees it
+            alone = len(builder.source.users[source.name]) == 1 and source.name not in builder.source.outputs
             if alone:
                 del builder.nodes[source.name]
             inner = []
@@ -113,43 +122,68 @@ def _merge_affine(builder: Builder, node: Node, outer: ops.Affine, source: Node,
 
 
 def _recognize_quant_relu(graph: Graph) -> Graph:
-    """Replace chains of affine maps and clamps around a floor that are ``c clip(floor(x/c + shift), 0, L)``.
-
-    The chain before the floor is ``clip(a x + b, low, high)``, the one behind it ``c clip(y, low, high)``.
-    """
-    found: dict[str, tuple[ops.QuantRelu, str, list[Node]]] = {}
-    for floor in graph.nodes:
-        if not isinstance(floor.op, ops.Floor):
-            continue
-        # Backwards: the map so far takes this value v to clip(a v + b, low, high).
-        a, b, low, high = 1.0, 0.0, -inf, inf
-        chain, start = [floor], floor.args[0]
-        while len(graph.users[start]) == 1 and (step := _scalar_step(graph, graph[start])):
-            scale, shift, lo, hi = step
-            low, high = max(low, a * lo + b), min(high, a * hi + b)
-            a, b = a * scale, a * shift + b
-            chain.insert(0, graph[start])
-            start = graph[start].args[0]
-        low, high = np.floor(low), np.floor(high)
-        c, end = 1.0, floor
-        while len(users := graph.users[end.name]) == 1 and (step := _scalar_step(graph, users[0])):
-            scale, shift, lo, hi = step
-            if shift != 0:
-                break
-            low, high, c = max(low, lo / c), min(high, hi / c), c * scale
-            end = users[0]
-            chain.append(end)
-        if low == 0 and 1 <= high < inf and abs(a * c - 1) < 1e-5 and -1e-6 <= b < 1:
-            levels = round(float(high))
-            found[end.name] = (ops.QuantRelu(c * levels, levels, max(0.0, round(b, 6))), start, chain)
+    """Replace chains of affine maps and clamps around a floor that are ``c clip(floor(x/c + shift), 0, L)``."""
+    found: dict[str, tuple[ops.QuantRelu, list[Node]]] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Floor) and (match := _quant_relu(graph, node)):
+            found[match[1][-1].name] = match
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
         if node.name not in found:
             return None
-        op, start, chain = found[node.name]
-        return builder.add(node.name, op, (start,), chain[0].loc.merge(*(n.loc for n in chain[1:])))
+        op, chain = found[node.name]
+        return builder.add(node.name, op, chain[0].args, chain[0].loc.merge(*(n.loc for n in chain[1:])))
 
     return rebuild(graph, visit) if found else graph
+
+
+def _quant_relu(graph: Graph, floor: Node) -> tuple[ops.QuantRelu, list[Node]] | None:
+    """The activation that stands around ``floor``, and its nodes: the longest chain that is one.
+
+    The chain before the floor is ``clip(a x + b, low, high)``, the one behind it ``c clip(y, low, high)``.
+    """
+    befores, before, (a, b, low, high) = [], [floor], (1.0, 0.0, -inf, inf)
+    while True:
+        befores.append((before, a, b, low, high))
+        start = before[0].args[0]
+        if len(graph.users[start]) > 1 or start in graph.outputs or not (step := _scalar_step(graph, graph[start])):
+            break
+        scale, shift, lo, hi = step
+        low, high = max(low, a * lo + b), min(high, a * hi + b)
+        a, b, before = a * scale, a * shift + b, [graph[start], *before]
+    after: list[Node] = []
+    afters, (c, least, most) = [], (1.0, -inf, inf)
+    while True:
+        afters.append((after, c, least, most))
+        end = after[-1].name if after else floor.name
+        users = graph.users[end]
+        if len(users) != 1 or end in graph.outputs or not (step := _scalar_step(graph, users[0])) or step[1] != 0:
+            break
+        scale, _, lo, hi = step
+        least, most, c = max(least, lo / c), min(most, hi / c), c * scale
+        after = [*after, users[0]]
+    best: tuple[ops.QuantRelu, list[Node]] | None = None
+    for (before, a, b, low, high), (after, c, least, most) in product(befores, afters):
+        top = min(_whole(high), most)
+        clipped = max(_whole(low), least) == 0 and 1 - _NOISE <= top < inf and _whole(top) == np.rint(top)
+        if (
+            clipped
+            and abs(a * c - 1) < _NOISE
+            and -_NOISE < b < 1
+            and (best is None or len(best[1]) < len(before + after))
+        ):
+            levels = round(top)
+            best = ops.QuantRelu(c * levels, levels, max(0.0, round(b, 6))), [*before, *after]
+    return best
+
+
+_NOISE = 1e-6  # relative; constants of the network went through float32
+
+
+def _whole(value: float) -> float:
+    """The floor; of a value that is a whole number but for rounding, that number."""
+    nearest = float(np.rint(value))
+    return nearest if isclose(value, nearest, rel_tol=_NOISE, abs_tol=_NOISE) else float(np.floor(value))
 
 
 def _scalar_step(graph: Graph, node: Node) -> tuple[float, float, float, float] | None:

@@ -117,13 +117,16 @@ def _fold(graph: Graph, context: Context) -> Graph:
     done: set[str] = set()
 
     def collect(node: Node) -> tuple[Array, list[str]] | None:
-        """The bias per channel that reaches ``node``'s readers, and the layers it comes from."""
+        """The bias per channel that reaches ``node``'s only reader, and the layers it comes from."""
+        if len(graph.users[node.name]) > 1 or node.name in graph.outputs:
+            return None
         if isinstance(node.op, ops.Add):
-            parts = [collect(p) for p in graph.producers(node) if len(graph.users[p.name]) == 1]
-            found = [p for p in parts if p is not None]
-            total = np.sum([p[0] for p in found], axis=0) if found else None
-            return (total, [name for p in found for name in p[1]]) if total is not None else None
-        if isinstance(node.op, ops.Weighted) and node.op.bias is not None and len(graph.users[node.name]) == 1:
+            found = [part for part in map(collect, graph.producers(node)) if part is not None]
+            total = np.sum([part[0] for part in found], axis=0) if found else None
+            return (total, [name for part in found for name in part[1]]) if total is not None else None
+        # Of a linear layer on several axes, the bias belongs to the last one: it is not per channel.
+        per_channel = not isinstance(node.op, ops.Linear) or len(node.type.shape) == 1
+        if isinstance(node.op, ops.Weighted) and node.op.bias is not None and per_channel:
             return graph.value(node.op.bias).astype(np.float64), [node.name]
         return None
 

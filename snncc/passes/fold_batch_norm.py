@@ -75,6 +75,8 @@ def _into_producer(builder: Builder, node: Node, args: tuple[str, ...]) -> str |
     alone = len(source.users[node.args[0]]) == 1 and node.args[0] not in source.outputs
     per_output = isinstance(op, ops.Conv2d) or (isinstance(op, ops.Linear) and len(node.type.shape) == 1)
     if not (alone and (per_output or isinstance(op, ops.Affine))):
+        if isinstance(node.op, ops.Affine):
+            return None
         alone_op = ops.Affine(_put(store, f"{node.name}.weight", scale), _bias(store, f"{node.name}.bias", shift))
         return builder.add(node.name, alone_op, args, node.loc)
     assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)

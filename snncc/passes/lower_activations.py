@@ -9,7 +9,7 @@ from typing import ClassVar
 from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, Store, ops
 from snncc.ir.ops import times
 from snncc.passes.base import Context, Pass, Relation
-from snncc.passes.rewrite import Builder, rebuild
+from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 
 @dataclass(frozen=True)
@@ -21,32 +21,45 @@ class SpikingOutput(Pass):
     relation: ClassVar[Relation] = Relation.LOSSY
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        builder = Builder(graph)
-        for node in graph.nodes:
-            builder.copy(node, node.args)
-        outputs = []
+        bare = set()  # values that get a ReLU
         for name in graph.outputs:
             node = graph[name]
-            if not _is_activated(graph, node):
-                context.report(
-                    Diagnostic(
-                        "SNN033",
-                        f"output `{name}` has no activation: the chip answers with spikes, so scores below 0 read as 0",
-                        node.loc,
-                        Severity.NOTE,
-                    )
+            if _is_activated(graph, node):
+                continue
+            context.report(
+                Diagnostic(
+                    "SNN033",
+                    f"output `{name}` has no activation: the chip answers with spikes, so scores below 0 read as 0",
+                    node.loc,
+                    Severity.NOTE,
                 )
-                outputs.append(builder.add(builder.unique(f"{name}.relu"), ops.Relu(), (name,), node.loc))
-            else:
-                outputs.append(name)
-        return replace(graph, nodes=tuple(builder.nodes.values()), outputs=tuple(outputs))
+            )
+            # In front of shape changes, directly behind the layer: canonicalize's form. Nobody else must read that.
+            alone = not graph.users[name]
+            while alone and isinstance(node.op, ops.Flatten | ops.Reshape | ops.Slice):
+                alone = _read_once(graph, node.args[0])
+                node = graph[node.args[0]] if alone else node
+            bare.add(node.name)
+        builder, read, shown = Builder(graph), dict[str, str](), dict[str, str]()
+        for node in graph.nodes:
+            read[node.name] = shown[node.name] = builder.copy(node, tuple(read[arg] for arg in node.args))
+            if node.name in bare:
+                relu = builder.add(builder.unique(f"{node.name}.relu"), ops.Relu(), (node.name,), node.loc)
+                (shown if node.name in graph.outputs else read)[node.name] = relu
+        outputs = tuple(shown[name] for name in graph.outputs)
+        return replace(graph, nodes=tuple(builder.nodes.values()), outputs=outputs)
+
+
+def _read_once(graph: Graph, name: str) -> bool:
+    return len(graph.users[name]) == 1 and name not in graph.outputs
 
 
 def _is_activated(graph: Graph, node: Node) -> bool:
     """Whether the value is an activation's, perhaps through pooling and shape changes."""
     if isinstance(node.op, ops.Activation):
         return True
-    moves = (ops.Flatten, ops.Reshape, ops.Slice, ops.Pad, ops.Concat, ops.AvgPool, ops.SumPool, ops.MaxPool)
+    pools = (ops.AvgPool, ops.AdaptiveAvgPool, ops.SumPool, ops.MaxPool)
+    moves = (ops.Flatten, ops.Reshape, ops.Slice, ops.Pad, ops.Concat, *pools)
     return isinstance(node.op, moves) and all(_is_activated(graph, p) for p in graph.producers(node))
 
 
@@ -80,38 +93,47 @@ class LowerActivations(Pass):
         return Relation.RATE if self.reset == "subtract" and self.v_min is None else Relation.LOSSY
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-            op = node.op
-            if isinstance(op, ops.Input):
-                return self._encode(builder, node, op, context)
-            if isinstance(op, ops.QuantRelu):
-                return self._neuron(builder, node, args, op.theta, op.shift * op.theta)
-            if isinstance(op, ops.Floor) or (isinstance(op, ops.Clamp) and (op.low != 0 or op.high is None)):
-                bound = f" with the lower bound {op.low}" if isinstance(op, ops.Clamp) else ""
-                context.report(
-                    Diagnostic(
-                        "SNN030",
-                        f"`{node.name}` ({op.mnemonic}{bound}) takes values that spikes cannot stand for",
-                        node.loc,
-                        hint="train with ReLU, ReLU6 or another activation that is 0 for negative input",
-                    )
-                )
-                return None
-            if isinstance(op, ops.Activation):
-                if op.threshold is None:
-                    context.report(
-                        Diagnostic(
-                            "SNN010",
-                            f"`{node.name}` has no threshold: nothing was calibrated",
-                            node.loc,
-                            hint="pass calibration=..., some batches of typical input",
-                        )
-                    )
-                    return None
-                return self._neuron(builder, node, args, op.threshold, times(op.threshold, self.v0, builder.store))
-            return None
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str:
+            with units_fit(node, context):
+                new = self._lower(builder, node, args, context)
+                return builder.copy(node, args) if new is None else new
 
         return rebuild(graph, visit)
+
+    def _lower(self, builder: Builder, node: Node, args: tuple[str, ...], context: Context) -> str | None:
+        op = node.op
+        if isinstance(op, ops.Input):
+            return self._encode(builder, node, op, context)
+        if isinstance(op, ops.QuantRelu):
+            return self._neuron(builder, node, args, op.theta, op.shift * op.theta)
+        threshold = op.threshold if isinstance(op, ops.Activation) else 1.0
+        if isinstance(op, ops.Floor) or (isinstance(op, ops.Clamp) and (op.low != 0 or op.high is None)):
+            bound = ""
+            if isinstance(op, ops.Clamp):
+                bound = " without a lower bound" if op.low is None else f" with the lower bound {op.low:g}"
+            context.report(
+                Diagnostic(
+                    "SNN030",
+                    f"`{node.name}` ({op.mnemonic}{bound}) takes values that spikes cannot stand for",
+                    node.loc,
+                    hint="train with ReLU, ReLU6 or another activation that is 0 for negative input",
+                )
+            )
+            # A neuron all the same: the passes behind this one have more to say.
+        elif not isinstance(op, ops.Activation):
+            return None
+        elif threshold is None:
+            context.report(
+                Diagnostic(
+                    "SNN010",
+                    f"`{node.name}` has no threshold: nothing was calibrated",
+                    node.loc,
+                    hint="pass calibration=..., some batches of typical input",
+                )
+            )
+        if threshold is None:
+            return None
+        return self._neuron(builder, node, args, threshold, times(threshold, self.v0, builder.store))
 
     def _neuron(
         self, builder: Builder, node: Node, args: tuple[str, ...], threshold: PerChannel, v0: PerChannel

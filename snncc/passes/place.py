@@ -44,29 +44,31 @@ class Place(Pass):
         if places is None:
             return graph
         where = {node: places[g.name] for g in groups for node in g.nodes}
-        return replace(graph, nodes=tuple(replace(n, place=where.get(n.name, "")) for n in graph.nodes))
+        return replace(
+            graph, nodes=tuple(replace(n, place=where[n.name]) if n.name in where else n for n in graph.nodes)
+        )
 
 
 def place_groups(groups: Sequence[Group], context: Context) -> dict[str, str] | None:
-    """The place of each group by its name, or None with a diagnostic that names the groups in each other's way."""
-    places = match({g.name: g.places for g in groups})
-    if isinstance(places, dict):
-        return places
-    stuck = [g for g in groups if g.name in places.items]
-    names = ", ".join(f"`{g.name}`" for g in stuck)
-    need = f"need one of {', '.join(places.places)}" if places.places else "fit nowhere"
-    context.report(
-        Diagnostic(
-            "SNN060",
-            f"no placement exists: {names} all {need}" if len(stuck) > 1 else f"no placement exists: {names} {need}",
-            stuck[0].loc.merge(*(g.loc for g in stuck[1:])),
-            hint="make one of these layers smaller, so that it fits somewhere else",
-            limit=len(places.places),
-            found=len(stuck),
-            quantity="places",
+    """The place of each group by its name, or None with a diagnostic for each set of groups in each other's way."""
+    left = list(groups)
+    while not isinstance(places := match({g.name: g.places for g in left}), dict):
+        stuck = [g for g in left if g.name in places.items]
+        names = ", ".join(f"`{g.name}`" for g in stuck)
+        need = f"all need one of {', '.join(places.places)}" if len(stuck) > 1 else "fits nowhere"
+        context.report(
+            Diagnostic(
+                "SNN060",
+                f"no placement exists: {names} {need}",
+                stuck[0].loc.merge(*(g.loc for g in stuck[1:])),
+                hint="make one of these layers smaller, so that it fits somewhere else",
+                limit=len(places.places),
+                found=len(stuck),
+                quantity="places",
+            )
         )
-    )
-    return None
+        left = [g for g in left if g not in stuck]
+    return places if len(left) == len(groups) else None
 
 
 @dataclass(frozen=True)

@@ -4,21 +4,28 @@ The integer grid follows the neurons, not the layers. All that adds up in one ne
 real value of one integer step), per output channel; from ``weight * unit_in / s`` the integer weights follow, from
 ``bias / s`` the biases. With the threshold theta[c] of channel c, s[c] = theta[c] / K for one whole number K: the
 threshold is K, *exactly*, in all channels, whatever its real value. K is the largest that lets every weight and bias
-into its width. So a large threshold costs the weights nothing: it has a width of its own.
+into its width. So a large threshold costs the weights nothing: it has a width of its own. (Tiny thresholds would: of
+channels that hardly ever fire, they are raised.)
+
+A current that several read (a residual stream; two neurons behind one layer) makes one group of all that adds up in
+any of them. There, the smallest threshold is exact, the others are rounded to the grid, and their spikes' units say so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from math import ceil, isclose, prod
 from typing import ClassVar
 
+import networkx as nx
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Param, PerChannel, Severity, Stage, Store, ops
+from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Param, PerChannel, Severity, Stage, Store, Type, ops
+from snncc.ir.interp import EXACT
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
-from snncc.passes.rewrite import Builder, rebuild
+from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 CHUNK = 1 << 18  # weights that are handled at a time in float64
 
@@ -33,7 +40,7 @@ class Quantize(Pass):
         threshold_bits: of thresholds.
         input_bits: of a constant input current.
         v_min: floor of the potentials in integer steps, where the hardware has one and the network sets none.
-        min_bits: warn where a layer's largest weight uses fewer bits than this, sign included.
+        min_bits: warn where most channels' largest weights use fewer bits than this, sign included.
     """
 
     weight_bits: int = 8
@@ -53,7 +60,9 @@ class Quantize(Pass):
                 raise ValueError(f"{name} must be 2 to 32, got {getattr(self, name)}")
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        return _Lowering(self, _with_rescales(graph), context).run()
+        result = _Lowering(self, graph, context).run()
+        _check_growth(result, context)
+        return result
 
 
 def limit(bits: int) -> int:
@@ -68,29 +77,45 @@ def _int_dtype(bits: int) -> type[np.signedinteger]:
 # --- groups ---------------------------------------------------------------------------------------------------------
 
 
-def _tree_operand(graph: Graph, name: str) -> bool:
-    """Whether the value's unit can be chosen by its only reader: a weighted sum, or a sum or pooling of such."""
+@dataclass(eq=False)
+class _Group:
+    """Currents that share a unit, the real value of one integer step: weighted sums, sums of them and their poolings.
+    The unit of a member is ``factor`` times the group's: poolings scale. ``neurons`` read members."""
+
+    members: list[Node]
+    factor: dict[str, float]
+    neurons: list[Node]
+    unit: Array | None = None  # scalar or per channel; once it is chosen
+    threshold: float = 0.0  # K of the neuron with the smallest threshold; 0: no neuron reads
+    consistent: bool = True
+
+
+def _is_current(graph: Graph, name: str) -> bool:
+    """Whether the value belongs to a group."""
     node = graph[name]
-    if len(graph.users[name]) != 1 or name in graph.outputs or node.type.domain is not Domain.CURRENT:
-        return False
-    if isinstance(node.op, ops.Add):
-        return True  # its own operands are made so by _with_rescales
     if isinstance(node.op, ops.SumPool):
-        return _tree_operand(graph, node.args[0])
-    return isinstance(node.op, ops.Weighted)
+        return node.type.domain is Domain.CURRENT and _is_current(graph, node.args[0])
+    return isinstance(node.op, ops.Weighted | ops.Add)
 
 
-def _with_rescales(graph: Graph) -> Graph:
-    """Give every operand of an addition or a neuron that has a unit of its own (spikes of a shortcut, a value with
-    several readers) a weight of one: an ``affine``, which quantization then scales to the sum's unit."""
+def _joins(graph: Graph, reader: Node, name: str, apart: set[str]) -> bool:
+    """Whether the operand ``name`` is of its reader's group, a sum's, or can be read by a neuron as it is."""
+    pooled = isinstance(graph[name].op, ops.SumPool)
+    shared = len(graph.users[name]) > 1 or name in graph.outputs
+    return _is_current(graph, name) and not (reader.name in apart and (shared or pooled))
+
+
+def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
+    """Give every operand of a sum or a neuron that has a unit of its own (such as the spikes of a shortcut) a weight of
+    one: an ``affine``, which quantization then scales to the group's unit. The sums ``apart`` give one to operands that
+    others read, or that may pool such, too."""
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
         if not isinstance(node.op, ops.Add | ops.If):
             return None
         scaled = []
         for old, new in zip(node.args, args, strict=True):
-            # `x + x` reads one value twice: as two operands.
-            if _tree_operand(graph, old) and node.args.count(old) == 1:
+            if _joins(graph, node, old, apart):
                 scaled.append(new)
                 continue
             one = builder.store.put("one", np.ones(builder.type(new).shape[0], np.float32))
@@ -100,68 +125,156 @@ def _with_rescales(graph: Graph) -> Graph:
     return rebuild(graph, visit)
 
 
-def _tree(graph: Graph, root: str) -> list[tuple[Node, float]]:
-    """The nodes below ``root`` that share its unit, each with the factor by which pooling scales it on the way (a real
-    value 1 at the node is ``factor`` at the root). The root is among them."""
-    found = []
-    todo = [(root, 1.0)]
-    while todo:
-        name, factor = todo.pop()
-        node = graph[name]
-        found.append((node, factor))
-        if isinstance(node.op, ops.Add):
-            todo += [(arg, factor) for arg in node.args]
-        elif isinstance(node.op, ops.SumPool):
-            todo.append((node.args[0], factor * node.op.scale))
-    return found
+def _groups(graph: Graph) -> dict[str, _Group]:
+    """The group of every current, by its name. Sums are of operands that join them."""
+    joined: nx.Graph[str] = nx.Graph()
+    for node in graph.nodes:
+        if _is_current(graph, node.name):
+            joined.add_node(node.name)
+            if not isinstance(node.op, ops.Weighted):
+                scale = node.op.scale if isinstance(node.op, ops.SumPool) else 1.0
+                joined.add_edges_from((arg, node.name, {"scale": scale, "to": node.name}) for arg in node.args)
+    groups: dict[str, _Group] = {}
+    for node in graph.nodes:
+        if node.name in joined and node.name not in groups:
+            group = _Group([], {node.name: 1.0}, [])
+            for a, b in nx.bfs_edges(joined, node.name):
+                edge = joined.edges[a, b]
+                group.factor[b] = group.factor[a] * (edge["scale"] if edge["to"] == b else 1 / edge["scale"])
+            for a, b, edge in joined.subgraph(group.factor).edges(data=True):
+                ratio = edge["scale"] if edge["to"] == b else 1 / edge["scale"]
+                group.consistent &= isclose(group.factor[b], group.factor[a] * ratio, rel_tol=1e-9)
+            groups.update(dict.fromkeys(group.factor, group))
+        if node.name in groups:
+            groups[node.name].members.append(node)
+        elif isinstance(node.op, ops.If):
+            groups[node.args[0]].neurons.append(node)
+    return groups
+
+
+def _grouped(graph: Graph) -> tuple[Graph, dict[str, _Group]]:
+    """The graph with rescales, and its groups, none of which needs its own unit to choose it, or is pooled and added to
+    itself."""
+    apart: set[str] = set()
+    while True:
+        scaled = _with_rescales(graph, apart)
+        groups = _groups(scaled)
+        needs: nx.DiGraph[int] = nx.DiGraph()
+        for name, group in groups.items():
+            if isinstance(scaled[name].op, ops.Weighted):
+                needs.add_edges_from((id(group), id(other)) for other in _reads(scaled, groups, scaled[name].args[0]))
+        parts = nx.strongly_connected_components(needs)
+        circles = {g for part in parts for g in part if len(part) > 1 or needs.has_edge(g, g)}
+        stuck = {
+            name
+            for name, group in groups.items()
+            if isinstance(scaled[name].op, ops.Add) and (id(group) in circles or not group.consistent)
+        }
+        if stuck <= apart:
+            return scaled, groups
+        apart |= stuck
+
+
+def _reads(graph: Graph, groups: dict[str, _Group], name: str) -> Iterator[_Group]:
+    """The groups whose unit the unit of ``name`` depends on. Spikes have that of their neuron."""
+    node = graph[name]
+    if name in groups:
+        yield groups[name]
+    elif node.type.domain is Domain.CURRENT:
+        for arg in node.args:
+            yield from _reads(graph, groups, arg)
 
 
 class _Lowering:
-    """Walks the graph once. A tree of currents is built when its reader (the root's) is reached: then the units of all
-    that flows into it are known."""
+    """Walks the graph once. The unit of a group is chosen when its first member is reached."""
 
     def __init__(self, options: Quantize, graph: Graph, context: Context) -> None:
-        self.options, self.graph, self.context = options, graph, context
-        self.builder = Builder(graph)
+        self.options, self.context = options, context
+        self.graph, self.groups = _grouped(graph)
+        self.builder = Builder(self.graph)
         self.store: Store = graph.store
-        self.position = {node.name: i for i, node in enumerate(graph.nodes)}
 
     def run(self) -> Graph:
-        graph = self.graph
-        inner = {
-            arg
-            for n in graph.nodes
-            if isinstance(n.op, ops.Add | ops.If) or (isinstance(n.op, ops.SumPool) and _tree_operand(graph, n.args[0]))
-            for arg in n.args
-            if _tree_operand(graph, arg)
-        }
-        for node in graph.nodes:
-            if node.name in inner:
-                continue  # built with its root
-            if isinstance(node.op, ops.If):
-                self._neuron(node, node.op)
-            elif isinstance(node.op, ops.Weighted | ops.Add) or (
-                isinstance(node.op, ops.SumPool) and node.args[0] in inner
-            ):
-                self._endpoint(node)
-            elif isinstance(node.op, ops.Encode):
-                self._encode(node, node.op)
-            else:
-                self.builder.copy(node, node.args)
-        return replace(graph, nodes=tuple(self.builder.nodes.values()), stage=Stage.INT)
+        for node in self.graph.nodes:
+            with units_fit(node, self.context):
+                if node.name in self.groups:
+                    self._member(node)
+                elif isinstance(node.op, ops.If):
+                    self._neuron(node, node.op)
+                elif isinstance(node.op, ops.Encode):
+                    self.builder.add(node.name, self._encoding(node, node.op), node.args, node.loc)
+                elif isinstance(node.op, ops.Pad) and node.op.value:
+                    self._pad(node, node.op)
+                else:
+                    self.builder.copy(node, node.args)
+        return replace(self.graph, nodes=tuple(self.builder.nodes.values()), stage=Stage.INT)
 
-    # --- one group ---
+    # --- units ---
 
-    def _demands(self, tree: list[tuple[Node, float]], channels: int) -> tuple[Array, Array]:
-        """(weights, biases): the largest real magnitude per root channel, (C,), of what must fit into their width."""
+    def _type(self, name: str) -> Type:
+        """The integer type of a value, perhaps before it is built."""
+        if name in self.builder.nodes:
+            return self.builder.type(name)
+        node = self.graph[name]
+        if node.type.domain is Domain.SPIKE:
+            return replace(node.type, dtype="i32")  # a spike is worth its threshold
+        if name in self.groups:
+            return replace(node.type, dtype="i32", unit=self._put_unit(name, self._unit(name)))
+        op = self._encoding(node, node.op) if isinstance(node.op, ops.Encode) else node.op
+        return op.infer(tuple(self._type(arg) for arg in node.args), self.store)
+
+    def _unit(self, name: str) -> Array:
+        """The unit of a member of a group."""
+        group = self.groups[name]
+        if group.unit is None:
+            group.unit = self._choose(group)
+        return np.asarray(group.unit * group.factor[name])
+
+    def _choose(self, group: _Group) -> Array:
+        """The unit of a group: the finest that lets every weight, bias, threshold and initial potential into its width.
+        A whole fraction of the (smallest) threshold, if neurons read the group; else per channel what weights ask.
+
+        A few channels with tiny thresholds (they hardly ever fire) would leave all others without bits: where most
+        would fall below ``min_bits``, those thresholds are raised instead."""
+        o = self.options
+        shape = group.members[0].type.shape
+        weights, biases = self._demands(group, shape[0])
+        thetas = []
+        for node in group.neurons:
+            assert isinstance(node.op, ops.If)
+            factor = group.factor[node.args[0]]
+            thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
+            biases = np.maximum(biases, np.abs(self._array(node.op.v0)) / factor)
+        least = np.maximum(weights / limit(o.weight_bits), biases / limit(o.bias_bits))
+        if thetas:
+            least = np.maximum(least, np.max(thetas, axis=0) / limit(o.threshold_bits))
+            theta = min(thetas, key=lambda t: float(t.min()))
+            most = theta / least * (1 + 1e-12)  # a rounding must not cost a step of K
+            k = most.min()
+            if (theta != theta[0]).any():
+                bits = min(o.min_bits, o.weight_bits - 2)
+                k = max(k, np.median(most) * 2.0 ** (bits - 2) / limit(o.weight_bits))
+            group.threshold = max(np.floor(k), 1.0)
+            unit = np.where(most >= group.threshold, theta / group.threshold, least)
+        else:
+            unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
+            if len(shape) == 2:  # a sequence of features: axis 0 is no channel
+                unit = np.full_like(unit, unit.max())
+        return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
+
+    def _demands(self, group: _Group, channels: int) -> tuple[Array, Array]:
+        """(weights, biases): the largest real magnitude per channel, (C,), of what must fit into their width."""
         weights, biases = np.zeros(channels), np.zeros(channels)
-        for node, factor in tree:
+        for node in group.members:
             if isinstance(node.op, ops.Weighted):
-                largest = np.zeros(channels)
+                bias = np.abs(self._real_bias(node))
+                largest = np.zeros(len(bias))
                 for rows, w in self._real_weights(node):
                     largest[rows] = np.abs(w, out=w).reshape(len(w), -1).max(axis=1)
-                weights = np.maximum(weights, factor * largest)
-                biases = np.maximum(biases, factor * np.abs(self._real_bias(node)))
+                if _along_last(node):  # all channels share the weights
+                    largest, bias = largest.max(), bias.max()
+                factor = group.factor[node.name]
+                weights, biases = np.maximum(weights, largest / factor), np.maximum(biases, bias / factor)
         return weights, biases
 
     def _real_weights(self, node: Node) -> Iterator[tuple[slice, Array]]:
@@ -169,8 +282,10 @@ class _Lowering:
         would take more memory than all that is kept of them."""
         op = node.op
         assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-        weight, x = self.store[op.weight], self.builder.type(node.args[0])
+        weight, x = self.store[op.weight], self._type(node.args[0])
         unit = np.asarray(self.store[x.unit] if isinstance(x.unit, Param) else x.unit, np.float64)
+        if unit.ndim and _along_last(node):
+            raise ops.ShapeError(f"it sums along the last axis of {x.shape}, units lie along the first")
         if unit.ndim and isinstance(op, ops.Conv2d):
             o, c = weight.shape[:2]
             unit = unit.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
@@ -179,48 +294,59 @@ class _Lowering:
         step = max(1, CHUNK * len(weight) // max(weight.size, 1))
         for at in range(0, len(weight), step):
             rows = slice(at, at + step)
-            yield rows, weight[rows] * (unit[rows] if len(unit.shape) and len(unit) == len(weight) else unit)
+            yield (
+                rows,
+                weight[rows].astype(np.float64) * (unit[rows] if unit.ndim and len(unit) == len(weight) else unit),
+            )
 
     def _real_bias(self, node: Node) -> Array:
         op = node.op
         assert isinstance(op, ops.Weighted)
         return np.zeros(op.weight.shape[0]) if op.bias is None else self.store[op.bias].astype(np.float64)
 
-    def _build(self, tree: list[tuple[Node, float]], unit: Array | float) -> None:
-        """Build the nodes of a tree whose root has ``unit``, a scalar or one per channel."""
-        for node, factor in sorted(tree, key=lambda item: self.position[item[0].name]):
-            s = np.asarray(unit) / factor
-            if not isinstance(node.op, ops.Weighted):
-                self.builder.copy(node, node.args)
-                continue
-            op = node.op
-            assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-            integers = np.empty(op.weight.shape, _int_dtype(self.options.weight_bits))
-            step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
-            for rows, w in self._real_weights(node):
-                integers[rows] = np.rint(np.divide(w, step[rows], out=w), out=w)
-            self._check_bits(node, integers)
-            name = op.weight.name if op.weight.name != "one" else f"{node.name}.weight"
-            weight = self.store.put(name, integers, copy=False)
-            bias = None
-            if op.bias is not None:
-                values = np.rint(self._real_bias(node) / s).astype(_int_dtype(self.options.bias_bits))
-                bias = self.store.put(op.bias.name, values)
-            self.builder.add(
-                node.name, replace(op, weight=weight, bias=bias), node.args, node.loc, self._unit(node.name, s)
-            )
+    def _put_unit(self, name: str, value: Array) -> PerChannel:
+        return self.store.put(f"{name}.unit", value) if value.ndim else float(value)
 
-    def _unit(self, name: str, value: Array) -> PerChannel:
-        if value.ndim == 0 or (value == value.flat[0]).all():
-            return float(value.flat[0])
-        return self.store.put(f"{name}.unit", value)
+    # --- nodes ---
+
+    def _member(self, node: Node) -> None:
+        op, s = node.op, self._unit(node.name)
+        if not isinstance(op, ops.Conv2d | ops.Linear | ops.Affine):
+            self.builder.copy(node, node.args)
+            return
+        if s.ndim and _along_last(node):
+            raise ops.ShapeError("its channels share their weights, but not their threshold")
+        most = limit(self.options.weight_bits)
+        integers = np.empty(op.weight.shape, _int_dtype(self.options.weight_bits))
+        step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
+        clipped = False
+        for rows, w in self._real_weights(node):
+            np.rint(np.divide(w, step[rows], out=w), out=w)
+            # Where the input's unit was rounded after this one was chosen (a group reads its own neurons' spikes).
+            clipped |= bool(max(w.max(initial=0), -w.min(initial=0)) > most)
+            integers[rows] = np.clip(w, -most, most, out=w)
+        if clipped:
+            self._warn("SNN042", f"weights of `{node.name}` are clipped to {self.options.weight_bits} bits", node.loc)
+        self._check_bits(node, integers)
+        name = op.weight.name if op.weight.name != "one" else f"{node.name}.weight"
+        weight = self.store.put(name, integers, copy=False)
+        bias = None
+        if op.bias is not None:
+            values = np.rint(self._real_bias(node) / s).astype(_int_dtype(self.options.bias_bits))
+            bias = self.store.put(op.bias.name, values)
+        unit = self._put_unit(node.name, s)
+        self.builder.add(node.name, replace(op, weight=weight, bias=bias), node.args, node.loc, unit)
 
     def _check_bits(self, node: Node, integers: Array) -> None:
-        largest = max(int(integers.max(initial=0)), -int(integers.min(initial=0)))
-        bits = largest.bit_length() + 1
+        rows = integers.reshape(len(integers), -1)
+        largest = np.maximum(
+            rows.max(axis=1, initial=0).astype(np.int64), -rows.min(axis=1, initial=0).astype(np.int64)
+        )
+        used = self.graph.value(node.op.weight).reshape(rows.shape).any(axis=1)  # type: ignore[attr-defined]
+        if not used.any():
+            return  # all real weights are zero, too
+        bits = int(np.median(largest[used])).bit_length() + 1
         if bits < min(self.options.min_bits, self.options.weight_bits):
-            if largest == 0 and not self.graph.value(node.op.weight).any():  # type: ignore[attr-defined]
-                return  # all its real weights are zero, too
             self._warn(
                 "SNN040",
                 f"the weights of `{node.name}` are left with {bits} of {self.options.weight_bits} bits",
@@ -232,51 +358,43 @@ class _Lowering:
         self.context.report(Diagnostic(code, message, loc, Severity.WARNING, hint))
 
     def _neuron(self, node: Node, op: ops.If) -> None:
-        o = self.options
-        tree = _tree(self.graph, node.args[0])
-        channels = node.type.shape[0]
-        theta = np.broadcast_to(self._array(op.threshold), channels)
-        v0 = self._array(op.v0)
-        weights, biases = self._demands(tree, channels)
-        biases = np.maximum(biases, np.abs(v0))
-        with np.errstate(divide="ignore"):
-            most = np.minimum(limit(o.weight_bits) * theta / weights, limit(o.bias_bits) * theta / biases)
-        k = np.floor(min(most.min(), limit(o.threshold_bits)))
-        if k >= 1:
-            unit = theta / k
-        else:
-            # Less than one weight step: the threshold gives way, and the unit of the spike says by how much.
-            k = 1.0
-            unit = np.maximum(theta, np.maximum(weights / limit(o.weight_bits), biases / limit(o.bias_bits)))
+        unit = self._array(self.builder.type(node.args[0]).unit)
+        theta, group = self._array(op.threshold), self.groups[node.args[0]]
+        k, rounding = np.maximum(np.rint(theta / unit), 1), 0.5001 * unit
+        if len(group.neurons) == 1:  # the unit was chosen for this one: K is one number, and exact where not raised
+            k, rounding = np.asarray(group.threshold), 1e-9 * theta
+        raised = np.broadcast_to(k * unit > theta + rounding, node.type.shape[:1])
+        if raised.any():
+            # The threshold gives way, and the unit of the spike says by how much.
             self._warn(
                 "SNN041",
-                f"the threshold of `{node.name}` is below one step of its weights; it is raised to that step",
+                f"the thresholds of {raised.sum()} of {len(raised)} channels of `{node.name}` are too small for the "
+                "grid of its weights; they are raised",
                 node.loc,
                 "calibrate per layer, or with more data",
             )
-        if (unit == unit[0]).all():
-            unit = unit[0]
-        self._build(tree, unit)
-        start = np.rint(v0 / unit)
+
+        def whole(what: str, value: Array) -> PerChannel:
+            if (value == value.flat[0]).all():
+                return int(value.flat[0])
+            return self.store.put(f"{node.name}.{what}", value.astype(np.int32))
+
         integer = replace(
             op,
-            threshold=int(k),
-            v0=int(start.flat[0])
-            if (start == start.flat[0]).all()
-            else self.store.put(f"{node.name}.v0", start.astype(np.int32)),
-            v_min=o.v_min if op.v_min is None else int(np.ceil(op.v_min / np.max(unit))),
+            threshold=whole("threshold", k),
+            v0=whole("v0", np.rint(self._array(op.v0) / unit)),
+            v_min=self.options.v_min if op.v_min is None else int(np.ceil(op.v_min / unit.max())),
         )
         self.builder.add(node.name, integer, node.args, node.loc)
 
-    def _endpoint(self, node: Node) -> None:
-        """A tree of currents that ends in no neuron: its weights alone choose the unit, per channel."""
-        tree = _tree(self.graph, node.name)
-        weights, biases = self._demands(tree, node.type.shape[0])
-        unit = np.maximum(weights / limit(self.options.weight_bits), biases / limit(self.options.bias_bits))
-        unit = np.where(unit > 0, unit, unit.max(initial=0.0) or 1.0)
-        self._build(tree, unit)
+    def _pad(self, node: Node, op: ops.Pad) -> None:
+        """Padding with a value: of a current, a whole number of units."""
+        x = self.builder.type(node.args[0])
+        if isinstance(x.unit, Param) or x.domain is Domain.SPIKE:
+            raise ops.ShapeError(f"no number of them is the padding {op.value:g}")
+        self.builder.copy(node, node.args, replace(op, value=float(np.rint(op.value / x.unit))))
 
-    def _encode(self, node: Node, op: ops.Encode) -> None:
+    def _encoding(self, node: Node, op: ops.Encode) -> ops.Encode:
         unit = op.unit
         if op.method == "constant":
             source = self.graph[node.args[0]].op
@@ -292,10 +410,57 @@ class _Lowering:
                 )
             peak = max(abs(source.low or 0.0), abs(source.high or 0.0)) or 1.0
             unit = peak / limit(self.options.input_bits)
-        self.builder.add(node.name, replace(op, unit=unit, dtype="i32"), node.args, node.loc)
+        return replace(op, unit=unit, dtype="i32")
 
     def _array(self, value: PerChannel) -> Array:
         return np.asarray(value if isinstance(value, float | int) else self.store[value], np.float64)
+
+
+def _along_last(node: Node) -> bool:
+    """Whether this is a linear layer on values of several axes: its outputs are not the channels."""
+    return isinstance(node.op, ops.Linear) and len(node.type.shape) > 1
+
+
+def _check_growth(graph: Graph, context: Context) -> None:
+    """Report integers that may not be exact any more, by a bound on every value: layers without neurons between them
+    multiply."""
+    bounds: dict[str, float] = {}
+    for node in graph.nodes:
+        op, store = node.op, graph.store
+        x = [bounds[arg] for arg in node.args]
+        bound = max(x, default=0.0)
+        inside = 0.0  # a state's
+        if isinstance(op, ops.Encode):
+            source = graph[node.args[0]].op
+            assert isinstance(source, ops.Input)
+            peak = max(abs(source.low or 0.0), abs(source.high or 0.0))
+            bound = max(1.0, ceil(peak / op.unit))
+        elif isinstance(op, ops.Weighted):
+            weight = np.abs(store[op.weight]).reshape(op.weight.shape[0], -1)
+            bound = x[0] * weight.sum(axis=1, dtype=np.float64).max() + _largest(
+                store[op.bias] if op.bias is not None else 0.0
+            )
+        elif isinstance(op, ops.Add):
+            bound = sum(x)
+        elif isinstance(op, ops.SumPool):
+            bound = x[0] * prod(op.kernel)
+        elif isinstance(op, ops.Pad):
+            bound = max(x[0], abs(op.value))
+        elif isinstance(op, ops.If):
+            v0, theta = (_largest(store[v] if isinstance(v, Param) else v) for v in (op.v0, op.threshold))
+            bound, inside = 1.0, v0 + context.timesteps * (x[0] + theta)
+        elif isinstance(op, ops.MaxPool):
+            inside = x[0] * context.timesteps  # it compares sums over time
+        if (found := max(bound, inside)) >= EXACT:
+            message = f"the integers of `{node.name}` may reach {found:.3g}, more than can be exact"
+            hint = "put an activation between linear layers, or choose fewer weight_bits"
+            context.report(Diagnostic("SNN042", message, node.loc, hint=hint, limit=EXACT, found=found))
+            bound = 1.0  # once is enough
+        bounds[node.name] = bound
+
+
+def _largest(value: Array | float) -> float:
+    return float(np.abs(np.asarray(value, np.float64)).max(initial=0.0))
 
 
 # --- the classical quantizers, by name ------------------------------------------------------------------------------
@@ -313,9 +478,11 @@ def quantize_array(x: Array, scheme: str, bits: int = 8, step: float | None = No
     - "lava": 8-bit weights of Loihi as lava-dl trains them: even integers from -256 to 254, in 1/64.
 
     Raises:
-        ValueError: an unknown scheme, or a step that is missing or not positive.
+        ValueError: an unknown scheme, a step that is missing or not positive, or too few bits for the scheme.
     """
     x = np.asarray(x, np.float64)
+    if bits < (2 if scheme == "symmetric" else 1):
+        raise ValueError(f"the scheme {scheme!r} needs more than {bits} bits")
     top = float(np.abs(x).max(initial=0.0)) or 1.0
     if scheme == "step":
         if step is None or step <= 0:
@@ -357,9 +524,8 @@ class QuantizeWeights(Pass):
             if not isinstance(op, ops.Conv2d | ops.Linear):
                 return None
             value = quantize_array(graph.value(op.weight), self.scheme, self.bits, self.step)
-            clipped = np.abs(graph.value(op.weight)).max() > 4 if self.scheme == "lava" else False
-            if clipped:
-                message = f"weights of `{node.name}` beyond +-4 are outside Lava's range; they are clipped to it"
+            if self.scheme == "lava" and (np.abs(value - graph.value(op.weight)) > 1 / 64).any():
+                message = f"weights of `{node.name}` outside Lava's range, -4 to 254/64, are clipped to it"
                 context.report(Diagnostic("SNN042", message, node.loc, Severity.WARNING, "scale the network's weights"))
             weight = builder.store.put(op.weight.name, value.astype(np.float32))
             return builder.copy(node, args, replace(op, weight=weight))

@@ -7,12 +7,13 @@ stretch differences (pooling, max), so
     |a' - r'| <= |W'| |a - r| + |W' - W| |a| + |b' - b|
 
 with the weights W before and W' after. A neuron that subtracts its threshold keeps account of its charge: with the mean
-input z, its mean output is r = z + (v_0 - v_T) / T. For a ReLU a = max(z, 0), as r >= 0,
+input z, its mean output is r = z + h, h = (v_0 - v_T) / T, what it holds or overdrew at the end. To a ReLU's
+a = max(z, 0) it differs by
 
-    |max(z, 0) - r| <= |v_0 - v_T| / T
+    |max(r - h, 0) - r| = |h| if z >= 0, else r = max(z + h, 0)
 
-whatever the order of the spikes (if z >= 0 the left side is |v_0 - v_T| / T; if z < 0 it is r <= (v_0 - v_T) / T). So
-what neurons still hold, or overdrew, at the end bounds the error of the rate: O(1/T) while potentials stay bounded.
+whatever the order of the spikes: O(1/T) while potentials above zero stay bounded, for if z < 0, then r > 0 only by what
+came in late.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from snncc.passes.base import Relation
 
 # Parameters are stored as float32: relative rounding of the result of an exact pass, some operations deep.
 ROUNDING = 1e-4
+_HALF = 0.5 * (1 + 1e-6)
 
 
 @dataclass(frozen=True)
@@ -114,11 +116,15 @@ def _bounds(
                 held = (start - trace.final[node.name]) / trace.timesteps
                 if node.type.integer:
                     held = real(after, node.args[0], held)
+                rate = trace.mean(node.name)
                 # The float neuron rounds its input to its grid.
                 grid = np.asarray(op.grid(node.type, after.store)) if not node.type.integer else 0.0
-                bound[node.name] = x[0] + np.abs(held) + grid
+                bound[node.name] = x[0] + np.abs(np.maximum(rate - held, 0.0) - rate) + grid
         elif isinstance(op, ops.Pad):
-            bound[node.name] = replace(op, value=0.0).evaluate(x, node.type, after.store)
+            # Among integers, its value is rounded to a unit.
+            wanted = before[node.name].op.value if known else op.value  # type: ignore[attr-defined]
+            value = float(real(after, node.name, np.asarray(op.value))) if op.value else 0.0
+            bound[node.name] = replace(op, value=abs(value - wanted)).evaluate(x, node.type, after.store)
         elif isinstance(op, ops.SumPool):
             scaled = replace(node.type, dtype="f64")  # bounds are real, so the sum takes its scale here, too
             bound[node.name] = op.evaluate(x, scaled, after.store)
@@ -140,14 +146,19 @@ def real_weights(graph: Graph, node: Node) -> tuple[Array, Array]:
     bias = np.zeros(len(weight)) if op.bias is None else graph.value(op.bias).astype(np.float64)
     if not node.type.integer:
         return weight, bias
+    weight_step, bias_step = _steps(graph, node, weight)
+    return weight * weight_step, bias * bias_step
+
+
+def _steps(graph: Graph, node: Node, weight: Array) -> tuple[Array, Array]:
+    """The real values of one step of an integer weight and of an integer bias; they broadcast over those."""
     store = graph.store
     unit_in, unit_out = graph[node.args[0]].type.unit, node.type.unit
-    out = np.asarray(per_channel(unit_out, store, weight.ndim))
     into = np.asarray(per_channel(unit_in, store, 1))
-    if into.ndim and isinstance(op, ops.Conv2d):
+    if into.ndim and isinstance(node.op, ops.Conv2d):
         o, c = weight.shape[:2]
-        into = into.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
-    return weight * out / into, bias * np.asarray(per_channel(unit_out, store, 1))
+        into = into.reshape(node.op.groups, 1, c).repeat(o // node.op.groups, axis=1).reshape(o, c, 1, 1)
+    return np.asarray(per_channel(unit_out, store, weight.ndim)) / into, np.asarray(per_channel(unit_out, store, 1))
 
 
 def _weighted(before: Graph, was: Node | None, after: Graph, node: Node, value: Array, bound: Array) -> Array:
@@ -156,20 +167,27 @@ def _weighted(before: Graph, was: Node | None, after: Graph, node: Node, value: 
     weight, bias = real_weights(after, node)
     # A node that the pass put in scales by one.
     old_weight, old_bias = real_weights(before, was) if was is not None else (np.ones_like(weight), np.zeros_like(bias))
+    changes = np.abs(weight - old_weight), np.abs(bias - old_bias)
+    if node.type.integer and not (was is not None and was.type.integer):
+        # What is off by more than half a step, rounding does not explain.
+        halves = (_HALF * step for step in _steps(after, node, weight))
+        changes = tuple(map(np.minimum, changes, halves))  # type: ignore[assignment]
     store = after.store
     through = replace(op, weight=store.put("abs", np.abs(weight)), bias=None)
-    changed = replace(
-        op,
-        weight=store.put("abs", np.abs(weight - old_weight)),
-        bias=store.put("abs", np.abs(bias - old_bias)),
-    )
+    changed = replace(op, weight=store.put("abs", changes[0]), bias=store.put("abs", changes[1]))
     float_type = replace(node.type, dtype="f64")
     return through.evaluate([bound], float_type, store) + changed.evaluate([np.abs(value)], float_type, store)
 
 
 def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
     """How much the largest rate of a neuron changed, in real numbers: its unit is its threshold."""
+    assert isinstance(node.op, ops.If)
     rank = len(node.type.shape)
-    was = before[node.name].type.unit
-    change = np.asarray(per_channel(node.type.unit, after.store, rank)) - per_channel(was, before.store, rank)
-    return np.asarray(np.abs(change))
+    was = per_channel(before[node.name].type.unit, before.store, rank)
+    change = np.abs(np.asarray(per_channel(node.type.unit, after.store, rank)) - was)
+    if not node.type.integer or before[node.name].type.integer:
+        return np.asarray(change)
+    # Rounded to a step; or raised, of a few channels, or to one step.
+    half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
+    raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
+    return change if raised else np.minimum(change, half)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
-from snncc.ir import Graph, Loc, Node, PerChannel, Type
-from snncc.ir.ops import Op
+from snncc.ir import CompileError, Diagnostic, Graph, Loc, Node, PerChannel, Type
+from snncc.ir.ops import Op, ShapeError
+from snncc.passes.base import Context
 
 
 class Builder:
@@ -61,3 +63,19 @@ def rebuild(graph: Graph, visit: Callable[[Builder, Node, tuple[str, ...]], str 
         names[node.name] = builder.copy(node, args) if new is None else new
     outputs = tuple(names[name] for name in graph.outputs)
     return replace(graph, nodes=tuple(builder.nodes.values()), outputs=outputs).live()
+
+
+@contextmanager
+def units_fit(node: Node, context: Context) -> Iterator[None]:
+    """Where units arise: an operation may not take values whose units differ as they do.
+
+    Raises:
+        CompileError: that, with all that was reported so far; there is no going on without the value.
+    """
+    try:
+        yield
+    except ShapeError as error:
+        message = f"`{node.name}` ({node.op.mnemonic}) mixes spikes that are worth different amounts: {error}"
+        hint = "calibrate per layer (per='layer'); join values along their channels only"
+        context.report(Diagnostic("SNN032", message, node.loc, hint=hint))
+        raise CompileError(context.diagnostics) from None
