@@ -1,7 +1,7 @@
 """A CNN trained on scikit-learn's digits, compiled for a Speck chip: what `make demo` runs.
 
-Prints the accuracy of every stage, where each layer lies on the chip, and what samna's validator says; writes the folder
-that one copies to the machine with the board.
+Prints the accuracy of every stage, where each layer lies on the chip, and what samna's validator says; writes the
+folder that one copies to the machine with the board.
 """
 
 from __future__ import annotations
