@@ -10,7 +10,7 @@ import numpy as np
 from snncc.ir import Diagnostic, Graph, Node, Stage, ops
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.canonicalize import as_avg_pool
-from snncc.passes.rewrite import Builder, rebuild
+from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,9 @@ class LowerPooling(Pass):
                     )
                     return None
                 op = exact
-            return self._sum_pool(builder, node, args, op, context) if isinstance(op, ops.AvgPool) else None
+            with units_fit(node, context):  # a sum of spikes is spikes again, with units that an average did not have
+                new = self._sum_pool(builder, node, args, op, context) if isinstance(op, ops.AvgPool) else None
+                return builder.copy(node, args) if new is None else new
 
         return rebuild(graph, visit)
 

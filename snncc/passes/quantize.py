@@ -408,8 +408,7 @@ class _Lowering:
                         hint="pass calibration=..., some batches of typical input",
                     )
                 )
-            peak = max(abs(source.low or 0.0), abs(source.high or 0.0)) or 1.0
-            unit = peak / limit(self.options.input_bits)
+            unit = _peak(source) / limit(self.options.input_bits)
         return replace(op, unit=unit, dtype="i32")
 
     def _array(self, value: PerChannel) -> Array:
@@ -419,6 +418,11 @@ class _Lowering:
 def _along_last(node: Node) -> bool:
     """Whether this is a linear layer on values of several axes: its outputs are not the channels."""
     return isinstance(node.op, ops.Linear) and len(node.type.shape) > 1
+
+
+def _peak(source: ops.Input) -> float:
+    """The largest magnitude of the input."""
+    return max(abs(source.low or 0.0), abs(source.high or 0.0)) or 1.0
 
 
 def _check_growth(graph: Graph, context: Context) -> None:
@@ -433,8 +437,7 @@ def _check_growth(graph: Graph, context: Context) -> None:
         if isinstance(op, ops.Encode):
             source = graph[node.args[0]].op
             assert isinstance(source, ops.Input)
-            peak = max(abs(source.low or 0.0), abs(source.high or 0.0))
-            bound = max(1.0, ceil(peak / op.unit))
+            bound = max(1.0, ceil(_peak(source) / op.unit))
         elif isinstance(op, ops.Weighted):
             weight = np.abs(store[op.weight]).reshape(op.weight.shape[0], -1)
             bound = x[0] * weight.sum(axis=1, dtype=np.float64).max() + _largest(
@@ -470,8 +473,8 @@ def quantize_array(x: Array, scheme: str, bits: int = 8, step: float | None = No
     """``x`` rounded to the grid of a named quantizer; real values in, real values out.
 
     - "step": ``round(x / step) * step``.
-    - "k-bit": ``round((2^k - 1) x) / (2^k - 1)`` on [0, 1] (Zhou et al. 2016, "DoReFa-Net"); values of any range are
-      first mapped to [0, 1] by ``x / (2 max|x|) + 1/2``, and back.
+    - "k-bit": ``round((2^k - 1) x) / (2^k - 1)`` on [0, 1] (Zhou et al. 2016, "DoReFa-Net"); values that are not all
+      in there are first mapped to it by ``x / (2 max|x|) + 1/2``, and back.
     - "affine": ``scale * (clip(round(x / scale) + zero, 0, 2^k - 1) - zero)`` with scale and zero point from the range
       of x, extended to contain 0 (Jacob et al. 2018).
     - "symmetric": ``scale * round(x / scale)``, scale = max|x| / (2^(k-1) - 1).
@@ -490,6 +493,8 @@ def quantize_array(x: Array, scheme: str, bits: int = 8, step: float | None = No
         return np.rint(x / step) * step
     if scheme == "k-bit":
         levels = 2**bits - 1
+        if x.min(initial=0.0) >= 0 and x.max(initial=0.0) <= 1:
+            return np.asarray(np.rint(levels * x) / levels)
         return np.asarray((np.rint(levels * (x / (2 * top) + 0.5)) / levels - 0.5) * 2 * top)
     if scheme == "affine":
         low, high = min(float(x.min(initial=0.0)), 0.0), max(float(x.max(initial=0.0)), 0.0)
