@@ -14,6 +14,7 @@ from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild
 
 METHODS = ("max", "percentile", "mse")
+CHUNK = 1 << 17  # values that are sorted into bins at a time
 
 
 @dataclass(frozen=True)
@@ -118,9 +119,11 @@ class Histogram:
 
     def add(self, value: Array) -> None:
         """Count a batch (N, C, ...)."""
-        rows = value.swapaxes(0, 1).reshape(self.rows, -1) if self.rows > 1 else value.reshape(1, -1)
-        peak = rows.max(axis=1).astype(np.float64)
-        self.total += rows.shape[1]
+        if self.rows == 1:
+            value = value.reshape(1, 1, -1)
+        peak = value.max(axis=(0, *range(2, value.ndim))).astype(np.float64)
+        size = value.size // self.rows
+        self.total += size
         if self.total > np.iinfo(self.counts.dtype).max:
             self.counts = self.counts.astype(np.uint64)
         self.peak = np.maximum(self.peak, peak)
@@ -130,10 +133,15 @@ class Histogram:
             self.counts[grow] = np.pad(pairs, ((0, 0), (0, self.bins // 2)))
             self.top = np.where(grow, 2 * self.top, self.top)
         scale = np.divide(self.bins, self.top, out=np.zeros_like(self.top), where=self.top > 0)
-        for i in range(self.rows):  # a row at a time keeps the temporaries small
-            row = rows[i][rows[i] > 0]
-            bins = np.minimum((row * scale[i]).astype(np.int64), self.bins - 1)
-            self.counts[i] += np.bincount(bins, minlength=self.bins).astype(self.counts.dtype)
+        length = max(1, CHUNK // size)
+        for at in range(0, self.rows, length):  # some rows at a time keep the temporaries small
+            part = value[:, at : at + length].swapaxes(0, 1)
+            part = part.reshape(len(part), -1)
+            bins = np.minimum((part * scale[at : at + length, None]).astype(np.int64), self.bins - 1)
+            bins[part <= 0] = self.bins  # one more bin for what is not counted
+            bins += np.arange(len(part))[:, None] * (self.bins + 1)
+            counts = np.bincount(bins.ravel(), minlength=len(part) * (self.bins + 1)).reshape(len(part), -1)
+            self.counts[at : at + length] += counts[:, :-1].astype(self.counts.dtype)
 
     def threshold(self, options: Calibrate, timesteps: int) -> Array:
         """One threshold per row, as float32 would hold it. A row whose rule gives zero (it is hardly ever positive)
@@ -165,5 +173,6 @@ class Histogram:
         theta = np.arange(1, candidates + 1) / candidates
         step = theta / timesteps
         error = (centre - step * np.clip(np.floor(centre / step + 0.5), 0, timesteps)) ** 2
-        best = (self.counts.astype(np.float64) @ error).argmin(axis=1)
+        # Not by BLAS, whose threads go on spinning for a while and would slow down the engine's.
+        best = np.einsum("rb,bc->rc", self.counts.astype(np.float64), error).argmin(axis=1)
         return np.asarray(theta[best] * self.top)
