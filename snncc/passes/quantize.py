@@ -41,6 +41,8 @@ class Quantize(Pass):
         input_bits: of a constant input current.
         v_min: floor of the potentials in integer steps, where the hardware has one and the network sets none.
         min_bits: warn where most channels' largest weights use fewer bits than this, sign included.
+        scale_bits: of the factors that bring a sum's operands to one unit; None: as weights. A shortcut's spikes are
+            worth much more than one weight, so with few bits here the other operands' weights lose some.
     """
 
     weight_bits: int = 8
@@ -49,14 +51,15 @@ class Quantize(Pass):
     input_bits: int = 8
     v_min: int | None = None
     min_bits: int = 5
+    scale_bits: int | None = None
     name: ClassVar[str] = "quantize"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
     ensures: ClassVar[Stage] = Stage.INT
     relation: ClassVar[Relation] = Relation.BOUNDED
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "bias_bits", "threshold_bits", "input_bits"):
-            if not 2 <= getattr(self, name) <= 32:
+        for name in ("weight_bits", "scale_bits", "bias_bits", "threshold_bits", "input_bits"):
+            if getattr(self, name) is not None and not 2 <= getattr(self, name) <= 32:
                 raise ValueError(f"{name} must be 2 to 32, got {getattr(self, name)}")
 
     def run(self, graph: Graph, context: Context) -> Graph:
@@ -193,6 +196,7 @@ class _Lowering:
         self.graph, self.groups = _grouped(graph)
         self.builder = Builder(self.graph)
         self.store: Store = graph.store
+        self.rescales = {node.name for node in self.graph.nodes} - graph.by_name.keys()
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -245,7 +249,7 @@ class _Lowering:
             factor = group.factor[node.args[0]]
             thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
             biases = np.maximum(biases, np.abs(self._array(node.op.v0)) / factor)
-        least = np.maximum(weights / limit(o.weight_bits), biases / limit(o.bias_bits))
+        least = np.maximum(weights, biases / limit(o.bias_bits))
         if thetas:
             least = np.maximum(least, np.max(thetas, axis=0) / limit(o.threshold_bits))
             theta = min(thetas, key=lambda t: float(t.min()))
@@ -263,7 +267,7 @@ class _Lowering:
         return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
 
     def _demands(self, group: _Group, channels: int) -> tuple[Array, Array]:
-        """(weights, biases): the largest real magnitude per channel, (C,), of what must fit into their width."""
+        """Per channel, (C,): the finest unit that lets every weight into its width, and the largest real bias."""
         weights, biases = np.zeros(channels), np.zeros(channels)
         for node in group.members:
             if isinstance(node.op, ops.Weighted):
@@ -274,8 +278,14 @@ class _Lowering:
                 if _along_last(node):  # all channels share the weights
                     largest, bias = largest.max(), bias.max()
                 factor = group.factor[node.name]
-                weights, biases = np.maximum(weights, largest / factor), np.maximum(biases, bias / factor)
+                weights = np.maximum(weights, largest / (factor * limit(self._width(node))))
+                biases = np.maximum(biases, bias / factor)
         return weights, biases
+
+    def _width(self, node: Node) -> int:
+        """The bits of the node's weights."""
+        o = self.options
+        return o.scale_bits if o.scale_bits is not None and node.name in self.rescales else o.weight_bits
 
     def _real_weights(self, node: Node) -> Iterator[tuple[slice, Array]]:
         """The real weights times the unit of the input, (O, ...), some rows at a time: the largest layers' in float64
@@ -316,8 +326,9 @@ class _Lowering:
             return
         if s.ndim and _along_last(node):
             raise ops.ShapeError("its channels share their weights, but not their threshold")
-        most = limit(self.options.weight_bits)
-        integers = np.empty(op.weight.shape, _int_dtype(self.options.weight_bits))
+        width = self._width(node)
+        most = limit(width)
+        integers = np.empty(op.weight.shape, _int_dtype(width))
         step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
         clipped = False
         for rows, w in self._real_weights(node):
@@ -326,9 +337,9 @@ class _Lowering:
             clipped |= bool(max(w.max(initial=0), -w.min(initial=0)) > most)
             integers[rows] = np.clip(w, -most, most, out=w)
         if clipped:
-            self._warn("SNN042", f"weights of `{node.name}` are clipped to {self.options.weight_bits} bits", node.loc)
+            self._warn("SNN042", f"weights of `{node.name}` are clipped to {width} bits", node.loc)
         self._check_bits(node, integers)
-        name = op.weight.name if op.weight.name != "one" else f"{node.name}.weight"
+        name = f"{node.name}.weight" if node.name in self.rescales else op.weight.name
         weight = self.store.put(name, integers, copy=False)
         bias = None
         if op.bias is not None:
@@ -346,10 +357,10 @@ class _Lowering:
         if not used.any():
             return  # all real weights are zero, too
         bits = int(np.median(largest[used])).bit_length() + 1
-        if bits < min(self.options.min_bits, self.options.weight_bits):
+        if bits < min(self.options.min_bits, self._width(node)):
             self._warn(
                 "SNN040",
-                f"the weights of `{node.name}` are left with {bits} of {self.options.weight_bits} bits",
+                f"the weights of `{node.name}` are left with {bits} of {self._width(node)} bits",
                 node.loc,
                 "something that adds up with them (a bias, a shortcut, another layer) is much larger",
             )

@@ -35,7 +35,7 @@ class Reference(Target):
             LowerActivations(options.encoding or "constant", options.reset, options.v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),
-            Quantize(weight_bits=options.weight_bits or 8),
+            Quantize(weight_bits=options.weight_bits or 8, scale_bits=max(16, options.weight_bits or 8)),
         ]
 
     def limits(self) -> dict[str, Any]:

@@ -946,3 +946,18 @@ def test_quantized_weights_are_quantized_again_without_harm() -> None:
     agree(graph, after, rng(1).uniform(0, 1, (3, 20)), rtol=0.02)
     assert kinds(after) == kinds(graph)
     assert all(a <= b for a, b in pairwise(sorted(weight.ravel())))
+
+
+def test_a_shortcuts_factor_may_be_wider_than_weights() -> None:
+    """A shortcut's spike is worth hundreds of weights: with 8 bits for both, the weights would keep 2."""
+    n = Net(3, 4, 4, stage=Stage.SNN)
+    n.scale(0.5, name="in")
+    n(ops.If(1.0), name="first")
+    n.conv(np.linspace(-0.004, 0.004, 9).reshape(3, 3, 1, 1), name="conv")
+    n(ops.Add(), "conv", "first", name="sum")
+    n(ops.If(1.0), name="out")
+    for bits, least, most in ((None, 0, 3), (16, 100, 127)):
+        after = Quantize(scale_bits=bits)(n.graph(), Context())
+        op = after["conv"].op
+        assert isinstance(op, ops.Conv2d)
+        assert least <= np.abs(after.store[op.weight]).max() <= most
