@@ -402,9 +402,11 @@ def _replaceable(final: Path) -> None:
     try:
         manifest = json.loads((final / MANIFEST).read_text(encoding="utf-8"))
         known = {MANIFEST, *manifest["files"]}
-        assert "snncc" in manifest
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder") from None
+        ours = "snncc" in manifest
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder")
     there = (str(p.relative_to(final).as_posix()) for p in final.rglob("*") if p.is_symlink() or not p.is_dir())
     if foreign := sorted(set(there) - known):
         few = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
@@ -422,16 +424,16 @@ def _sha256(path: Path) -> str:
 
 def as_arrays(x: Any) -> tuple[Array, ...]:
     """What a user passes as input, as numpy arrays: an array or tensor, or a tuple or list of those."""
-    parts = x if isinstance(x, tuple | list) else (x,)
-    arrays = []
-    for part in parts:
-        if hasattr(part, "detach"):  # a tensor, without importing torch to find out
-            part = part.detach().cpu()  # noqa: PLW2901
-            if part.is_floating_point() and part.element_size() < 4:
-                part = part.float()  # noqa: PLW2901 (numpy has no bfloat16)
-            part = part.numpy()  # noqa: PLW2901
-        arrays.append(np.asarray(part))
-    return tuple(arrays)
+    return tuple(map(_as_array, x if isinstance(x, tuple | list) else (x,)))
+
+
+def _as_array(x: Any) -> Array:
+    if not hasattr(x, "detach"):  # a tensor has it; so torch is not imported to find out
+        return np.asarray(x)
+    x = x.detach().cpu()
+    if x.is_floating_point() and x.element_size() < 4:
+        x = x.float()  # numpy has no bfloat16
+    return np.asarray(x.numpy())
 
 
 def load(folder: str | Path) -> CompiledModel:

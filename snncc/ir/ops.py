@@ -409,6 +409,15 @@ class Affine(Weighted):
         return np.asarray(y if self.bias is None else y + per_channel(self.bias, store, rank))
 
 
+def over_inputs(op: Weighted, values: Array) -> Array:
+    """One value per channel of the operand, (C,), laid out so that it broadcasts over ``op.weight``."""
+    if isinstance(op, Conv2d):
+        o, c = op.weight.shape[:2]
+        # Output o of group g reads channels g*c ... g*c + c - 1.
+        return values.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
+    return values[None] if isinstance(op, Linear) else values
+
+
 @dataclass(frozen=True)
 class BatchNorm(Op):
     """Inference of batch norm: ``(x - mean) / sqrt(var + eps) * weight + bias`` per channel (Ioffe & Szegedy 2015)."""

@@ -104,16 +104,12 @@ def _into_consumer(builder: Builder, node: Node, args: tuple[str, ...]) -> str |
     assert scale_shift is not None
     scale, shift = scale_shift
     weight = store[op.weight].astype(np.float64)
-    if isinstance(op, ops.Conv2d):
-        if any(op.padding) and shift.any():
-            return None
-        o, c = weight.shape[:2]
-        # Output o of group g reads channels g*c ... g*c + c - 1.
-        channels = (np.arange(o) // (o // op.groups) * c)[:, None] + np.arange(c)
-        scale, shift = scale[channels][..., None, None], shift[channels][..., None, None]
-    elif flat is not None:
+    if isinstance(op, ops.Conv2d) and any(op.padding) and shift.any():
+        return None
+    if flat is not None:
         repeats = weight.shape[1] // len(scale)
-        scale, shift = np.repeat(scale, repeats)[None], np.repeat(shift, repeats)[None]
+        scale, shift = np.repeat(scale, repeats), np.repeat(shift, repeats)
+    scale, shift = ops.over_inputs(op, scale), ops.over_inputs(op, shift)
     bias = (weight * shift).sum(axis=tuple(range(1, weight.ndim)))
     if op.bias is not None:
         bias = bias + store[op.bias]

@@ -296,11 +296,8 @@ class _Lowering:
         unit = np.asarray(self.store[x.unit] if isinstance(x.unit, Param) else x.unit, np.float64)
         if unit.ndim and _along_last(node):
             raise ops.ShapeError(f"it sums along the last axis of {x.shape}, units lie along the first")
-        if unit.ndim and isinstance(op, ops.Conv2d):
-            o, c = weight.shape[:2]
-            unit = unit.reshape(op.groups, 1, c).repeat(o // op.groups, axis=1).reshape(o, c, 1, 1)
-        elif unit.ndim and isinstance(op, ops.Linear):
-            unit = unit[None]
+        if unit.ndim:
+            unit = ops.over_inputs(op, unit)
         step = max(1, CHUNK * len(weight) // max(weight.size, 1))
         for at in range(0, len(weight), step):
             rows = slice(at, at + step)

@@ -155,9 +155,8 @@ def _steps(graph: Graph, node: Node, weight: Array) -> tuple[Array, Array]:
     store = graph.store
     unit_in, unit_out = graph[node.args[0]].type.unit, node.type.unit
     into = np.asarray(per_channel(unit_in, store, 1))
-    if into.ndim and isinstance(node.op, ops.Conv2d):
-        o, c = weight.shape[:2]
-        into = into.reshape(node.op.groups, 1, c).repeat(o // node.op.groups, axis=1).reshape(o, c, 1, 1)
+    if into.ndim and isinstance(node.op, ops.Weighted):
+        into = ops.over_inputs(node.op, into)
     return np.asarray(per_channel(unit_out, store, weight.ndim)) / into, np.asarray(per_channel(unit_out, store, 1))
 
 

@@ -22,6 +22,11 @@ class Core:
     neuron_words: int
     bias_words: int
 
+    @property
+    def words(self) -> tuple[int, int, int]:
+        """The (kernel, neuron, bias) memory."""
+        return self.kernel_words, self.neuron_words, self.bias_words
+
 
 @dataclass(frozen=True)
 class ChipReadout:

@@ -40,6 +40,11 @@ class Layer:
     def name(self) -> str:
         return self.weighted.name
 
+    @property
+    def core(self) -> int:
+        """Where it was placed (see :func:`core_name`)."""
+        return int(self.weighted.place.removeprefix(CORE))
+
     def memory(self, graph: Graph) -> tuple[int, int, int]:
         """(kernel, neuron, bias) words needed of a core."""
         op = self.weighted.op
@@ -316,7 +321,7 @@ class Reader:
         )
         for layer in self.layers:
             needs = layer.memory(self.graph)
-            left = [(c.kernel_words, c.neuron_words, c.bias_words) for c in cores]  # cores that hold it so far
+            left = [c.words for c in cores]  # cores that hold it so far
             for i, (code, what) in enumerate(zip(codes, names, strict=True)):
                 holding = [core for core in left if needs[i] <= core[i]]
                 if holding:
@@ -345,7 +350,7 @@ class Reader:
         return tuple(
             core_name(i)
             for i, core in enumerate(self.chip.cores)
-            if all(n <= h for n, h in zip(needs, (core.kernel_words, core.neuron_words, core.bias_words), strict=True))
+            if all(n <= h for n, h in zip(needs, core.words, strict=True))
         )
 
     def groups(self) -> list[Group]:
@@ -361,9 +366,12 @@ class Reader:
 _OUTSIDE = (ops.Input, ops.Encode)  # on the host
 
 
+CORE = "core "
+
+
 def core_name(index: int) -> str:
     """How a core is named as a place."""
-    return f"core {index}"
+    return f"{CORE}{index}"
 
 
 def _as_map(shape: tuple[int, ...]) -> Shape:
@@ -456,7 +464,7 @@ def _potential(graph: Graph, layer: Layer, chip: Chip, timesteps: int) -> Diagno
 def to_config(graph: Graph, chip: Chip) -> Config:
     """The configuration of a mapped graph, its ranges and shapes not yet checked (``config.problems``)."""
     layers = Reader(graph, chip).layers
-    indices = [int(layer.weighted.place.removeprefix("core ")) for layer in layers]
+    indices = [layer.core for layer in layers]
     cores = []
     for i, layer in enumerate(layers):
         last = i + 1 == len(layers)

@@ -95,10 +95,9 @@ class Dynapcnn(Target):
         """Per layer: its core, and the words of each memory it uses and leaves free."""
         table: dict[str, dict[str, Any]] = {}
         for layer in Reader(graph, self.chip).layers:
-            index = int(layer.weighted.place.removeprefix("core "))
-            core = self.chip.cores[index]
-            sizes = {"kernel": core.kernel_words, "neuron": core.neuron_words, "bias": core.bias_words}
-            row: dict[str, Any] = {"core": index}
+            core = self.chip.cores[layer.core]
+            sizes = dict(zip(("kernel", "neuron", "bias"), core.words, strict=True))
+            row: dict[str, Any] = {"core": layer.core}
             for (what, size), used in zip(sizes.items(), layer.memory(graph), strict=True):
                 row |= {f"{what}_used": used, f"{what}_free": size - used}
             table[layer.name] = row
