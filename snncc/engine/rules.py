@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from snncc.ir import ops
+from snncc.ir import loihi, ops
 from snncc.ir.types import Array, PerChannel, Store, Type, per_channel
 
 _COLUMNS = 2**25  # bytes for the columns of a float64 convolution: more takes longer, too
@@ -103,7 +103,26 @@ def _quant_relu(op: ops.QuantRelu, x: Tensor, out: Type, params: Params) -> Tens
 def _transfer(op: ops.If, x: Tensor, out: Type, params: Params) -> Tensor:
     theta = params.channels(op.threshold, out, x.dtype)
     y = x.clamp(min=0).minimum(theta)
-    return y / theta if out.integer else y
+    return y / theta if out.integer else y * params.channels(op.gain, out, x.dtype)
+
+
+def bias(op: loihi.LoihiNeuron, out: Type, params: Params, dtype: torch.dtype) -> Tensor | float:
+    """A Loihi neuron's bias such that it broadcasts over (..., *out.shape)."""
+    return params(np.asarray(loihi.bias_of(op.bias, params.store, out), np.float64), dtype)
+
+
+def _cuba_lif(op: loihi.CubaLif, x: Tensor, out: Type, params: Params) -> Tensor:
+    return ((x + bias(op, out, params, x.dtype) / 2**loihi.SHIFT) / (op.threshold + 1)).clamp(0, 1)
+
+
+def _atr_lif(op: loihi.AtrLif, x: Tensor, out: Type, params: Params) -> Tensor:
+    return ((x + bias(op, out, params, x.dtype) / 2**loihi.SHIFT) / (2 * op.theta)).clamp(0, 1)
+
+
+def _sigma_delta(op: loihi.SigmaDelta, x: Tensor, out: Type, params: Params) -> Tensor:
+    a = x + bias(op, out, params, x.dtype)
+    a = a.relu() if op.activation == "relu" else a
+    return (a / 2.0**op.shift).floor() if out.integer else a
 
 
 # What an operation does with its operand (of concat and add: with all of them).
@@ -134,6 +153,12 @@ RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
     ops.Floor: lambda op, x, out, params: x.floor(),
     ops.Encode: lambda op, x, out, params: x / op.unit if out.integer else x,
     ops.If: _transfer,
+    loihi.CubaLif: _cuba_lif,
+    loihi.AtrLif: _atr_lif,
+    loihi.Delta: lambda op, x, out, params: x * op.scale,
+    loihi.SigmaDelta: _sigma_delta,
+    loihi.Sigma: lambda op, x, out, params: x + bias(op, out, params, x.dtype),
+    loihi.Delay: lambda op, x, out, params: x,
 }
 
 

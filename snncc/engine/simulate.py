@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snncc.engine.neurons import NEURONS
 from snncc.engine.rules import Params, evaluate
-from snncc.ir import ops
+from snncc.ir import loihi, ops
 from snncc.ir.diagnostics import input_error
 from snncc.ir.encode import encode
 from snncc.ir.graph import Graph, Node
@@ -28,6 +29,7 @@ from snncc.ir.types import Array, Domain, Type, per_channel
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
 
 _EXACT32 = 2.0**24
+FIRED = (Domain.SPIKE, Domain.MESSAGE)  # what neurons send: counted, and recorded as "spikes"
 
 
 @dataclass
@@ -36,10 +38,11 @@ class Simulation:
 
     Attributes:
         outputs: of every output of the graph, the mean over time of its real value (N, *shape), float64.
-        spikes: of recorded spike values, whole numbers of spikes (T, N, *shape), int8 or int32.
+        spikes: of recorded spike values, whole numbers of spikes (T, N, *shape), int8 or int32; of integer messages,
+            what they carry.
         values: of other recorded values, float64 (T, N, *shape) as the stage holds them (integers count units).
         final: neurons' membrane potentials after the last step (N, *shape), float64, if asked for.
-        counts: all spikes of every spike value, over time, samples and neurons.
+        counts: all spikes or messages of every value that neurons send, over time, samples and neurons.
         synops: of every weighted operation that spikes go into, its synaptic operations (N,) over all steps: a spike
             counts once for every output position and channel that it reaches.
     """
@@ -128,8 +131,9 @@ class _Steps:
                 else:
                     y = self._result(node, [live[arg] for arg in node.args], result)
                 live[node.name] = y
-                if node.type.domain is Domain.SPIKE:
-                    total = y.sum(0, dtype=torch.float64) * (self.timesteps // len(y))
+                if node.type.domain in FIRED:
+                    events = y if node.type.domain is Domain.SPIKE else y != 0
+                    total = events.sum(0, dtype=torch.float64) * (self.timesteps // len(y))
                     fired[node.name] = self._counts(node, total)
                     result.counts[node.name] = int(fired[node.name].sum())
                 if isinstance(node.op, ops.Weighted) and node.args[0] in fired:
@@ -151,8 +155,8 @@ class _Steps:
 
     def _result(self, node: Node, xs: list[Tensor], result: Simulation) -> Tensor:
         op, dtype = node.op, self._dtype(node, self._bound(node, xs))
-        if isinstance(op, ops.If):
-            y, state = self._neurons(op, xs[0].to(dtype), node.type)
+        if type(op) in NEURONS:
+            y, state = NEURONS[type(op)](op, xs[0].to(dtype), self.timesteps, node.type, self.params)
             if self.final:
                 result.final[node.name] = state.double().numpy(force=True)
             return y
@@ -165,23 +169,6 @@ class _Steps:
         # A spike whenever the maximum of the counts so far has grown: ops.MaxPool.step.
         return torch.cat([y[:1], y[1:] - y[:-1]]) if growing else y
 
-    def _neurons(self, op: ops.If, x: Tensor, type: Type) -> tuple[Tensor, Tensor]:
-        """(spikes, state). The operations are those of ops.If.step, one by one: no rounding may differ."""
-        theta = self.params.channels(op.threshold, type, x.dtype)
-        grid = self.params(np.asarray(op.grid(type, self.graph.store), np.float64), x.dtype)
-        spike = torch.ones_like(theta) if type.integer else theta
-        v = self.params.channels(op.v0, type, x.dtype).expand(x.shape[1:])
-        y = x.new_empty((self.timesteps, *x.shape[1:]))
-        for t in range(self.timesteps):
-            now = x[t if len(x) > 1 else 0]
-            v = v + (now if type.integer else (now / grid).round_() * grid)
-            fires = v >= theta
-            v = v - fires * theta if op.reset == "subtract" else v.masked_fill(fires, 0.0)
-            if op.v_min is not None:
-                v = v.clamp(min=op.v_min)
-            torch.mul(fires, spike, out=y[t])
-        return y, v
-
     def _bound(self, node: Node, xs: list[Tensor]) -> float:
         """Of an integer operation: what no sum on the way to its result exceeds in size."""
         if not node.type.integer:
@@ -191,6 +178,16 @@ class _Steps:
         if isinstance(op, ops.Weighted):
             row = np.abs(store[op.weight].astype(np.float64)).reshape(op.weight.shape[0], -1).sum(1).max()
             return largest[0] * float(row) + (_largest(store[op.bias]) if op.bias is not None else 0.0)
+        if isinstance(op, loihi.CubaLif | loihi.AtrLif):
+            theta = op.theta if isinstance(op, loihi.AtrLif) else 0
+            exact = not isinstance(op, loihi.CubaLif) or (op.decay_u, op.decay_v) == (loihi.UNITY, 0)
+            # Float32 rounds sums above 2**24 only, which saturate anyway; but products with decays are larger.
+            size = max(largest[0], 2 * theta * self.timesteps) * 2.0**loihi.SHIFT
+            return max(size, loihi.STATE) if exact else max(size, 2.0 * loihi.STATE) * loihi.UNITY
+        if isinstance(op, loihi.Delta | loihi.SigmaDelta | loihi.Sigma):
+            bias = 0.0 if isinstance(op, loihi.Delta) or op.bias is None else _largest(store[op.bias])
+            scale = op.scale if isinstance(op, loihi.Delta) else self.timesteps
+            return 2 * (largest[0] * scale + bias)
         if isinstance(op, ops.If):
             v0, theta = (_largest(np.asarray(per_channel(v, store, 1))) for v in (op.v0, op.threshold))
             return max(v0, abs(op.v_min or 0)) + self.timesteps * (largest[0] + theta)
@@ -215,7 +212,7 @@ class _Steps:
 
     def _keep(self, node: Node, y: Tensor, result: Simulation) -> None:
         y = y.expand(self.timesteps, *y.shape[1:])
-        if node.type.domain is Domain.SPIKE:
+        if node.type.domain is Domain.SPIKE or (node.type.domain is Domain.MESSAGE and node.type.integer):
             y = self._counts(node, y)
             result.spikes[node.name] = y.to(torch.int8 if y.abs().max() <= 127 else torch.int32).numpy(force=True)
         else:
@@ -232,7 +229,7 @@ def _join(parts: list[Array], axis: int = 0) -> Array:
 def _recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
     known = {n.name: n.type.domain for n in graph.nodes if not isinstance(n.op, ops.Input)}
     if record in ("all", "spikes"):
-        return frozenset(name for name, domain in known.items() if record == "all" or domain is Domain.SPIKE)
+        return frozenset(name for name, domain in known.items() if record == "all" or domain in FIRED)
     names = frozenset([record] if isinstance(record, str) else record)
     if names - known.keys():
         raise input_error("SNN070", f"cannot record {', '.join(sorted(names - known.keys()))}: no such value")

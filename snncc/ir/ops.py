@@ -687,7 +687,8 @@ class Encode(Op):
 @dataclass(frozen=True)
 class If(Stateful):
     """Integrate and fire: ``v += x``; a spike where ``v >= threshold``; then ``v -= threshold`` (reset "subtract")
-    or ``v = 0`` ("zero"); then ``v = max(v, v_min)``. At most one spike per step.
+    or ``v = 0`` ("zero"); then ``v = max(v, v_min)``. At most one spike per step. A spike stands for the threshold times
+    ``gain``: a reset to zero forgets what lay above the threshold, and calibration makes up for that on average.
 
     Float neurons first round ``x`` to a grid of 2**-24 of the threshold (next lower power of two): what reaches them is
     a sum, whose last bit depends on the order of summation, and no spike may.
@@ -697,12 +698,13 @@ class If(Stateful):
     v0: PerChannel = 0.0
     reset: str = "subtract"
     v_min: float | int | None = None
+    gain: PerChannel = 1.0
     mnemonic: ClassVar[str] = "if"
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
         (x,) = args
         _need(self.reset in ("subtract", "zero"), f"unknown reset {self.reset!r}; known: subtract, zero")
-        for value in (self.threshold, self.v0):
+        for value in (self.threshold, self.v0, self.gain):
             _need(not isinstance(value, Param) or value.shape == x.shape[:1], f"one value per channel for {x.shape}")
         given: dict[str, PerChannel | None] = {"threshold": self.threshold, "v0": self.v0, "v_min": self.v_min}
         for name, number in given.items():
@@ -714,12 +716,13 @@ class If(Stateful):
             _need(
                 not x.integer or bool((numbers == np.rint(numbers)).all()), f"{name} of an integer neuron is not whole"
             )
-        return replace(x, domain=Domain.SPIKE, unit=times(x.unit if x.integer else 1.0, self.threshold, store))
+        unit = times(x.unit if x.integer else 1.0, self.threshold, store)
+        return replace(x, domain=Domain.SPIKE, unit=times(unit, self.gain, store))
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         theta = per_channel(self.threshold, store, len(out.shape))
         y = np.clip(xs[0], 0.0, theta)
-        return np.asarray(y / theta) if out.integer else y
+        return np.asarray(y / theta if out.integer else y * per_channel(self.gain, store, len(out.shape)))
 
     def grid(self, out: Type, store: Store) -> Array | float:
         """The resolution of the membrane potential: 1 of integers, else 2**-24 of the threshold."""
@@ -742,7 +745,7 @@ class If(Stateful):
         v = v - spikes * theta if self.reset == "subtract" else np.where(spikes, 0.0, v)
         if self.v_min is not None:
             v = np.maximum(v, self.v_min)
-        return v, np.asarray(spikes * (1.0 if type.integer else theta))
+        return v, np.asarray(spikes * (1.0 if type.integer else theta * per_channel(self.gain, store, len(type.shape))))
 
 
 OPS: dict[str, type[Op]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from snncc.ir import ops
+from snncc.ir import loihi, ops
 from snncc.ir.diagnostics import Diagnostic, SnnccError
 from snncc.ir.graph import Graph, Node, Stage
 from snncc.ir.text import print_node, print_type
@@ -28,13 +28,15 @@ class Spec:
 
 
 _SPIKING = frozenset(Domain)
-_INT = (*_SHAPES, *_LINEAR, ops.SumPool, ops.MaxPool, ops.Encode, ops.If)
+_SIGMA_DELTA = (loihi.Delta, loihi.SigmaDelta, loihi.Sigma)
+_LOIHI = (loihi.CubaLif, loihi.AtrLif, loihi.Delay)
+_INT = (*_SHAPES, *_LINEAR, ops.SumPool, ops.MaxPool, ops.Encode, ops.If, *_SIGMA_DELTA, *_LOIHI)
 SPECS: dict[Stage, Spec] = {
     Stage.ANN: Spec(
         (*_FLOAT, *_ACTIVATIONS, ops.BatchNorm, ops.Identity, ops.Dropout, ops.Floor), frozenset({Domain.REAL})
     ),
     Stage.FOLDED: Spec((*_FLOAT, *_ACTIVATIONS, ops.Floor), frozenset({Domain.REAL})),
-    Stage.SNN: Spec((*_FLOAT, ops.Encode, ops.If), _SPIKING),
+    Stage.SNN: Spec((*_FLOAT, ops.Encode, ops.If, *_SIGMA_DELTA), _SPIKING),
     Stage.INT: Spec(_INT, _SPIKING, integer=True),
     Stage.MAPPED: Spec(_INT, _SPIKING, integer=True, placed=True),
 }

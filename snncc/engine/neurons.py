@@ -1,0 +1,151 @@
+"""Neurons over time, one operation for all steps: each equal to its ``step`` in :mod:`snncc.ir`, operation by
+operation, as no rounding may differ.
+
+Every function takes the input x (T, N, *shape), or (1, N, *shape) where it is the same in every step, and gives
+(result (T, N, *shape), state after the last step as ``step`` has it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snncc.engine.rules import Params, bias
+from snncc.ir import loihi, ops
+from snncc.ir.loihi import SHIFT, STATE, UNITY
+from snncc.ir.types import Type
+
+Result = tuple[Tensor, Tensor]
+
+
+def _inputs(x: Tensor, timesteps: int) -> Iterator[tuple[int, Tensor]]:
+    yield from ((t, x[t if len(x) > 1 else 0]) for t in range(timesteps))
+
+
+def _if(op: ops.If, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    theta = params.channels(op.threshold, type, x.dtype)
+    grid = params(np.asarray(op.grid(type, params.store), np.float64), x.dtype)
+    spike = torch.ones_like(theta) if type.integer else theta * params.channels(op.gain, type, x.dtype)
+    v = params.channels(op.v0, type, x.dtype).expand(x.shape[1:])
+    y = x.new_empty((timesteps, *x.shape[1:]))
+    for t, now in _inputs(x, timesteps):
+        v = v + (now if type.integer else (now / grid).round_() * grid)
+        fires = v >= theta
+        v = v - fires * theta if op.reset == "subtract" else v.masked_fill(fires, 0.0)
+        if op.v_min is not None:
+            v = v.clamp(min=op.v_min)
+        torch.mul(fires, spike, out=y[t])
+    return y, v
+
+
+def _current(x: Tensor) -> Tensor:
+    """A synaptic sum in the state's least significant bits, within 24 bits."""
+    if x.abs().max() >= STATE:
+        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
+    return _wrap(x * 2**SHIFT)
+
+
+def _wrap(u: Tensor) -> Tensor:
+    if u.abs().max() < STATE:
+        return u
+    return torch.where(u > STATE, u - 2 * STATE, torch.where(u <= -STATE, u + 2 * STATE, u))
+
+
+def _decay(x: Tensor, amount: int) -> Tensor:
+    if amount == 0:
+        return x
+    if amount == UNITY:
+        return torch.zeros_like(x)
+    return x.sign() * (x.abs() * (UNITY - amount) / UNITY).floor()
+
+
+def _cuba_lif(op: loihi.CubaLif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    b, threshold = bias(op, type, params, x.dtype), op.threshold * 2**SHIFT
+    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:])
+    u = torch.zeros_like(v)
+    y = x.new_empty((timesteps, *x.shape[1:]))
+    forgets = op.decay_u == UNITY
+    x = _current(x) if forgets else x * 2**SHIFT
+    for t, now in _inputs(x, timesteps):
+        u = now if forgets else _wrap(_decay(u, op.decay_u) + now)
+        v = (_decay(v, op.decay_v) + u + b).clamp_(1 - STATE, STATE - 1)
+        fires = torch.gt(v, threshold)
+        v = v.masked_fill(fires, 0.0)
+        y[t] = fires
+    return y, torch.stack([u, v], dim=1)
+
+
+def _atr_lif(op: loihi.AtrLif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    b, theta = bias(op, type, params, x.dtype), op.theta * 2**SHIFT
+    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:])
+    r = torch.zeros_like(v)
+    y = x.new_empty((timesteps, *x.shape[1:]))
+    for t, now in _inputs(_current(x), timesteps):
+        v = (v + now + b).clamp_(1 - STATE, STATE - 1)
+        torch.ge(v - r, theta, out=y[t])
+        r = r + y[t] * (2 * theta)
+    return y, torch.stack([v, r], dim=1)
+
+
+def _delta(op: loihi.Delta, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    y, rest = _changes(x, timesteps, op.threshold)
+    return y * op.scale, torch.stack([x[-1], rest], dim=1)
+
+
+def _changes(a: Tensor, timesteps: int, threshold: int) -> Result:
+    """What changes by at least ``threshold`` in each step, and what is left of the changes."""
+    a = a.expand(timesteps, *a.shape[1:])
+    if threshold == 0:
+        return torch.cat([a[:1], a[1:] - a[:-1]]), torch.zeros_like(a[0])
+    y, last, rest = a.new_empty(a.shape), torch.zeros_like(a[0]), torch.zeros_like(a[0])
+    for t, now in _inputs(a, timesteps):
+        change = now - last + rest
+        y[t] = change.masked_fill(change.abs() < threshold, 0.0)
+        last, rest = now, change - y[t]
+    return y, rest
+
+
+def _sums(x: Tensor, timesteps: int, type: Type) -> Tensor:
+    if type.integer and x.abs().max() >= STATE:
+        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
+    return x.expand(timesteps, *x.shape[1:]).cumsum(0)
+
+
+def _sigma_delta(op: loihi.SigmaDelta, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    sigma = _sums(x, timesteps, type)
+    a = sigma + bias(op, type, params, x.dtype)
+    a = a.relu() if op.activation == "relu" else a
+    y, rest = _changes(a, timesteps, op.threshold)
+    return (y / 2**op.shift).floor() if type.integer else y, torch.stack([sigma[-1], a[-1], rest], dim=1)
+
+
+def _sigma(op: loihi.Sigma, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    sigma = _sums(x, timesteps, type)
+    return sigma + bias(op, type, params, x.dtype), sigma[-1]
+
+
+def _delay(op: loihi.Delay, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    x = x.expand(timesteps, *x.shape[1:])
+    amounts = op.amounts(type, params.store)
+    most = int(amounts.max(initial=0))
+    known = torch.cat([torch.zeros_like(x[:1]).expand(most, *x.shape[1:]), x])  # the step t is at t + most
+    y = torch.empty_like(x)
+    for amount in np.unique(amounts):
+        channels = torch.from_numpy(np.flatnonzero(amounts == amount)).to(x.device)
+        y[:, :, channels] = known[most - amount : most - amount + timesteps, :, channels]
+    return y, known[len(known) - most :].flip(0).transpose(0, 1)
+
+
+NEURONS: dict[type[ops.Op], Callable[[Any, Tensor, int, Type, Params], Result]] = {
+    ops.If: _if,
+    loihi.CubaLif: _cuba_lif,
+    loihi.AtrLif: _atr_lif,
+    loihi.Delta: _delta,
+    loihi.SigmaDelta: _sigma_delta,
+    loihi.Sigma: _sigma,
+    loihi.Delay: _delay,
+}

@@ -1,0 +1,269 @@
+"""Loihi 2's neurons as operations, in the integer arithmetic of Lava's own fixed-point models, and delays.
+
+A membrane potential's least significant bit is 1/64 of one unit of the synaptic sum. Sources: lava-nc 0.10.0, the models
+tagged ``fixed_pt`` in lava/proc: lif/models.py (PyLifModelBitAcc), atrlif/models.py (PyATRLIFModelFixed) and
+sdn/models.py. Time is the layer's own: the step of latency that every synapse has on the chip shows only where a graph
+has ``delay`` operations (:mod:`snncc.frontend.netx`); compiled graphs run with windows that follow the wave of input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from snncc.ir.ops import OPS, ShapeError, Stateful, times
+from snncc.ir.types import Array, Domain, Param, PerChannel, Store, Type, per_channel
+
+STATE = 2**23  # u and v have 24 bits, v saturates at STATE - 1
+SHIFT = 6  # synaptic sums and thresholds are shifted by so many bits into the state
+UNITY = 2**12  # a decay of so much forgets all
+
+
+def bias_of(bias: Param | None, store: Store, type: Type) -> Array | float:
+    """A neuron's bias such that it broadcasts over (N, *shape): given per channel (C,) or per neuron."""
+    if bias is None:
+        return 0.0
+    value = store[bias].astype(np.float64)
+    return value if value.shape == type.shape else value.reshape((-1,) + (1,) * (len(type.shape) - 1))
+
+
+def decay(x: Array, amount: int) -> Array:
+    """``x`` with ``amount`` of 4096 parts taken off its magnitude, rounded down."""
+    return np.asarray(np.sign(x) * np.floor(np.abs(x) * (UNITY - amount) / UNITY))
+
+
+def wrap(u: Array) -> Array:
+    """A current within 24 bits: what goes over comes in at the other end, once."""
+    return np.asarray(np.where(u > STATE, u - 2 * STATE, np.where(u <= -STATE, u + 2 * STATE, u)))
+
+
+def _need_sums(x: Array) -> None:
+    if np.abs(x).max(initial=0.0) >= STATE:
+        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
+
+
+class LoihiNeuron(Stateful):
+    """A neuron with a state of 24-bit integers. Its spike's real value is free: the quantizer's choice."""
+
+    free_unit: ClassVar[bool] = True
+    bias: Param | None
+    domain: ClassVar[Domain] = Domain.SPIKE
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        (x,) = args
+        if self.bias is not None and self.bias.shape not in (x.shape, x.shape[:1]):
+            raise ShapeError(f"bias {self.bias.shape} is neither per channel nor per neuron of {x.shape}")
+        v0 = getattr(self, "v0", None)
+        if isinstance(v0, Param) and v0.shape != x.shape[:1]:
+            raise ShapeError(f"v0 must have one value per channel for {x.shape}")
+        return replace(x, domain=self.domain)
+
+
+@dataclass(frozen=True)
+class CubaLif(LoihiNeuron):
+    """Current-based leaky integrate and fire with a reset to zero (Lava's LIF).
+
+    ``u = wrap(decay(u, decay_u) + 64 x)``, ``v = clip(decay(v, decay_v) + u + bias)``, a spike where
+    ``v > 64 threshold``, then ``v = 0``. Threshold and v0 count units of x, the bias (per channel or neuron) 1/64 of
+    them. ``decay_u=4096, decay_v=0`` is integrate and fire.
+    """
+
+    threshold: int
+    bias: Param | None = None
+    decay_u: int = UNITY
+    decay_v: int = 0
+    v0: PerChannel = 0
+    mnemonic: ClassVar[str] = "cuba_lif"
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        x = xs[0] + np.asarray(bias_of(self.bias, store, out)) / 2**SHIFT
+        return np.asarray(np.clip(x / (self.threshold + 1), 0.0, 1.0))
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """(N, 2, *shape): u and v."""
+        state = np.zeros((n, 2, *type.shape))
+        state[:, 1] = per_channel(self.v0, store, len(type.shape)) * 2.0**SHIFT
+        return state
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        _need_sums(x)
+        u = wrap(decay(state[:, 0], self.decay_u) + x * 2**SHIFT)
+        v = decay(state[:, 1], self.decay_v) + u + bias_of(self.bias, store, type)
+        v = np.clip(v, 1 - STATE, STATE - 1)
+        spikes = v > self.threshold * 2**SHIFT
+        return np.stack([u, np.where(spikes, 0.0, v)], axis=1), spikes.astype(np.float64)
+
+
+@dataclass(frozen=True)
+class AtrLif(LoihiNeuron):
+    """Integrate and fire with a subtractive reset (Lava's ATRLIF without its decays and threshold step).
+
+    ``v = clip(v + wrap(64 x) + bias)``, a spike where ``v - r >= 64 theta``, then ``r += 128 theta``: an ``if`` with
+    threshold ``2 theta`` that starts at ``theta + v0``. v itself is never reset: it holds all charge so far, within
+    24 bits. Theta and v0 count units of x, the bias 1/64 of them.
+    """
+
+    theta: int
+    bias: Param | None = None
+    v0: PerChannel = 0
+    mnemonic: ClassVar[str] = "atr_lif"
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        x = xs[0] + np.asarray(bias_of(self.bias, store, out)) / 2**SHIFT
+        return np.asarray(np.clip(x / (2 * self.theta), 0.0, 1.0))
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """(N, 2, *shape): v and r."""
+        state = np.zeros((n, 2, *type.shape))
+        state[:, 0] = per_channel(self.v0, store, len(type.shape)) * 2.0**SHIFT
+        return state
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        _need_sums(x)
+        v = state[:, 0] + wrap(x * 2.0**SHIFT) + bias_of(self.bias, store, type)
+        v = np.clip(v, 1 - STATE, STATE - 1)
+        spikes = v - state[:, 1] >= self.theta * 2**SHIFT
+        return np.stack([v, state[:, 1] + spikes * (self.theta * 2.0 ** (SHIFT + 1))], axis=1), spikes.astype(
+            np.float64
+        )
+
+
+# --- sigma-delta: messages carry changes -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Delta(Stateful):
+    """Sends how much its input changed, times ``scale``, where that is at least ``threshold``; else keeps it for later.
+    A constant input is one message (Lava's Delta)."""
+
+    threshold: int = 0
+    scale: int = 1
+    mnemonic: ClassVar[str] = "delta"
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        (x,) = args
+        return replace(x, domain=Domain.MESSAGE, unit=times(x.unit, 1.0 / self.scale, store) if x.integer else 1.0)
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        return np.asarray(xs[0] * self.scale)
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """(N, 2, *shape): the last input, and the change that was not sent."""
+        return np.zeros((n, 2, *type.shape))
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        change = x - state[:, 0] + state[:, 1]
+        sent = np.where(np.abs(change) >= self.threshold, change, 0.0)
+        return np.stack([x, change - sent], axis=1), np.asarray(sent * self.scale)
+
+
+@dataclass(frozen=True)
+class SigmaDelta(LoihiNeuron):
+    """Adds up the changes of its input and sends the changes of its activation (Lava's SigmaDelta).
+
+    ``sigma += x``, ``a = max(sigma + bias, 0)`` ("relu") or ``sigma + bias`` ("none"), ``d = a - last a + residue``;
+    ``d`` is sent where ``|d| >= threshold``, else it stays as residue. A message is ``floor(d / 2**shift)``, worth
+    ``2**shift`` units of x each. Bias and threshold count units of x. Where all input comes in one step, the sum of the
+    messages is ``floor(a / 2**shift)`` exactly. In float stages the shift is 0.
+    """
+
+    bias: Param | None = None
+    threshold: int = 0
+    shift: int = 0
+    activation: str = "relu"
+    mnemonic: ClassVar[str] = "sigma_delta"
+    free_unit: ClassVar[bool] = False
+    domain: ClassVar[Domain] = Domain.MESSAGE
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        if self.activation not in ("relu", "none"):
+            raise ShapeError(f"unknown activation {self.activation!r}; known: relu, none")
+        out = super().infer(args, store)
+        if not out.integer and self.shift:
+            raise ShapeError("a shift among floats")
+        return replace(out, unit=times(out.unit, 2.0**self.shift, store) if out.integer else 1.0)
+
+    def _activation(self, sigma: Array, type: Type, store: Store) -> Array:
+        a = sigma + bias_of(self.bias, store, type)
+        return np.maximum(a, 0.0) if self.activation == "relu" else np.asarray(a)
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        a = self._activation(xs[0], out, store)
+        return np.floor(a / 2**self.shift) if out.integer else a
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """(N, 3, *shape): sigma, the last activation, the residue."""
+        return np.zeros((n, 3, *type.shape))
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        if type.integer:
+            _need_sums(x)
+        sigma = state[:, 0] + x
+        a = self._activation(sigma, type, store)
+        change = a - state[:, 1] + state[:, 2]
+        sent = np.where(np.abs(change) >= self.threshold, change, 0.0)
+        message = np.floor(sent / 2**self.shift) if type.integer else sent
+        return np.stack([sigma, a, change - sent], axis=1), message
+
+
+@dataclass(frozen=True)
+class Sigma(LoihiNeuron):
+    """Adds up the changes of its input and gives the sum (and the bias) in every step: a network's scores. Lava's Sigma
+    has no bias."""
+
+    bias: Param | None = None
+    mnemonic: ClassVar[str] = "sigma"
+    free_unit: ClassVar[bool] = False
+    domain: ClassVar[Domain] = Domain.CURRENT
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        return np.asarray(xs[0] + bias_of(self.bias, store, out))
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """The sum, without the bias."""
+        return np.zeros((n, *type.shape))
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        if type.integer:
+            _need_sums(x)
+        return state + x, np.asarray(state + x + bias_of(self.bias, store, type))
+
+
+# --- time --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Delay(Stateful):
+    """``y[t] = x[t - steps]``, and 0 before: ``steps`` for all, or per channel."""
+
+    steps: int | Param = 1
+    mnemonic: ClassVar[str] = "delay"
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        (x,) = args
+        if isinstance(self.steps, Param) and self.steps.shape != x.shape[:1]:
+            raise ShapeError(f"one delay per channel for {x.shape}")
+        return x
+
+    def amounts(self, type: Type, store: Store) -> Array:
+        """The steps of every channel, int64 (C,)."""
+        steps: Any = store[self.steps] if isinstance(self.steps, Param) else self.steps
+        return np.broadcast_to(np.asarray(steps, np.int64), type.shape[:1])
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        return xs[0]
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        """(N, D, *shape): the last D inputs, the newest first."""
+        return np.zeros((n, int(self.amounts(type, store).max(initial=0)), *type.shape))
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        known = np.concatenate([x[:, None], state], axis=1)
+        channels = np.arange(type.shape[0])
+        # Index arrays on both sides of the batch axis: their common axis, the channels, comes where they stand.
+        return known[:, :-1], known[:, self.amounts(type, store), channels]
+
+
+OPS.update({op.mnemonic: op for op in (CubaLif, AtrLif, Delta, SigmaDelta, Sigma, Delay)})
