@@ -106,17 +106,19 @@ def _transfer(op: ops.If, x: Tensor, out: Type, params: Params) -> Tensor:
     return y / theta if out.integer else y * params.channels(op.gain, out, x.dtype)
 
 
-def bias(op: loihi.LoihiNeuron, out: Type, params: Params, dtype: torch.dtype) -> Tensor | float:
+def bias(op: loihi.LoihiNeuron, out: Type, params: Params, dtype: torch.dtype) -> Tensor:
     """A Loihi neuron's bias such that it broadcasts over (..., *out.shape)."""
     return params(np.asarray(loihi.bias_of(op.bias, params.store, out), np.float64), dtype)
 
 
 def _cuba_lif(op: loihi.CubaLif, x: Tensor, out: Type, params: Params) -> Tensor:
-    return ((x + bias(op, out, params, x.dtype) / 2**loihi.SHIFT) / (op.threshold + 1)).clamp(0, 1)
+    x = x + bias(op, out, params, x.dtype) / 2.0**loihi.SHIFT
+    return (x / (op.threshold + 1)).clamp(0, 1)
 
 
 def _atr_lif(op: loihi.AtrLif, x: Tensor, out: Type, params: Params) -> Tensor:
-    return ((x + bias(op, out, params, x.dtype) / 2**loihi.SHIFT) / (2 * op.theta)).clamp(0, 1)
+    x = x + bias(op, out, params, x.dtype) / 2.0**loihi.SHIFT
+    return (x / (2 * op.theta)).clamp(0, 1)
 
 
 def _sigma_delta(op: loihi.SigmaDelta, x: Tensor, out: Type, params: Params) -> Tensor:

@@ -1,7 +1,7 @@
 """Loihi 2's neurons as operations, in the integer arithmetic of Lava's own fixed-point models, and delays.
 
-A membrane potential's least significant bit is 1/64 of one unit of the synaptic sum. Sources: lava-nc 0.10.0, the models
-tagged ``fixed_pt`` in lava/proc: lif/models.py (PyLifModelBitAcc), atrlif/models.py (PyATRLIFModelFixed) and
+A membrane potential's least significant bit is 1/64 of one unit of the synaptic sum. Sources: lava-nc 0.10.0, the
+models tagged ``fixed_pt`` in lava/proc: lif/models.py (PyLifModelBitAcc), atrlif/models.py (PyATRLIFModelFixed) and
 sdn/models.py. Time is the layer's own: the step of latency that every synapse has on the chip shows only where a graph
 has ``delay`` operations (:mod:`snncc.frontend.netx`); compiled graphs run with windows that follow the wave of input.
 """
@@ -231,7 +231,7 @@ class Sigma(LoihiNeuron):
         return state + x, np.asarray(state + x + bias_of(self.bias, store, type))
 
 
-# --- time --------------------------------------------------------------------------------------------------------------
+# --- time ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -687,8 +687,8 @@ class Encode(Op):
 @dataclass(frozen=True)
 class If(Stateful):
     """Integrate and fire: ``v += x``; a spike where ``v >= threshold``; then ``v -= threshold`` (reset "subtract")
-    or ``v = 0`` ("zero"); then ``v = max(v, v_min)``. At most one spike per step. A spike stands for the threshold times
-    ``gain``: a reset to zero forgets what lay above the threshold, and calibration makes up for that on average.
+    or ``v = 0`` ("zero"); then ``v = max(v, v_min)``. At most one spike per step. A spike stands for the threshold
+    times ``gain``: a reset to zero forgets what lay above the threshold, and calibration makes up for that on average.
 
     Float neurons first round ``x`` to a grid of 2**-24 of the threshold (next lower power of two): what reaches them is
     a sum, whose last bit depends on the order of summation, and no spike may.

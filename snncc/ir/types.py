@@ -38,7 +38,8 @@ def identifier(text: str) -> str:
 
 class Domain(str, Enum):
     """What a value stands for. REAL: a network's activation. CURRENT: what flows into a neuron in one time step.
-    SPIKE: what a neuron sent in one time step. MESSAGE: the same of neurons that send numbers, changes of either sign."""
+    SPIKE: what a neuron sent in one time step. MESSAGE: the same of neurons that send numbers, changes of either
+    sign."""
 
     REAL = "real"
     CURRENT = "current"
