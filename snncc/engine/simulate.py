@@ -185,9 +185,9 @@ class _Steps:
             size = max(largest[0], 2 * theta * self.timesteps) * 2.0**loihi.SHIFT
             return max(size, loihi.STATE) if exact else max(size, 2.0 * loihi.STATE) * loihi.UNITY
         if isinstance(op, loihi.Delta | loihi.SigmaDelta | loihi.Sigma):
-            bias = 0.0 if isinstance(op, loihi.Delta) or op.bias is None else _largest(store[op.bias])
-            scale = op.scale if isinstance(op, loihi.Delta) else self.timesteps
-            return 2 * (largest[0] * scale + bias)
+            offset = 0.0 if isinstance(op, loihi.Delta) or op.bias is None else _largest(store[op.bias])
+            times = op.scale if isinstance(op, loihi.Delta) else self.timesteps
+            return 2 * (largest[0] * times + offset)
         if isinstance(op, ops.If):
             v0, theta = (_largest(np.asarray(per_channel(v, store, 1))) for v in (op.v0, op.threshold))
             return max(v0, abs(op.v_min or 0)) + self.timesteps * (largest[0] + theta)
