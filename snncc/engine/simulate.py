@@ -179,10 +179,10 @@ class _Steps:
             row = np.abs(store[op.weight].astype(np.float64)).reshape(op.weight.shape[0], -1).sum(1).max()
             return largest[0] * float(row) + (_largest(store[op.bias]) if op.bias is not None else 0.0)
         if isinstance(op, loihi.CubaLif | loihi.AtrLif):
-            theta = op.theta if isinstance(op, loihi.AtrLif) else 0
+            charge = 2 * op.theta * self.timesteps if isinstance(op, loihi.AtrLif) else 0  # what its r may hold
             exact = not isinstance(op, loihi.CubaLif) or (op.decay_u, op.decay_v) == (loihi.UNITY, 0)
             # Float32 rounds sums above 2**24 only, which saturate anyway; but products with decays are larger.
-            size = max(largest[0], 2 * theta * self.timesteps) * 2.0**loihi.SHIFT
+            size = max(largest[0], charge) * 2.0**loihi.SHIFT
             return max(size, loihi.STATE) if exact else max(size, 2.0 * loihi.STATE) * loihi.UNITY
         if isinstance(op, loihi.Delta | loihi.SigmaDelta | loihi.Sigma):
             offset = 0.0 if isinstance(op, loihi.Delta) or op.bias is None else _largest(store[op.bias])
