@@ -58,12 +58,13 @@ def compile(
         InputError: an argument that cannot be used.
     """
     chosen, asked = _target(target), Options.of(options)
+    chosen.accept(asked)
     passes = chosen.passes(asked)
     context = Context(timesteps=asked.timesteps, progress=_progress(progress))
     graph = _trace(model, example_input, calibration, context)
     records = run_pipeline(passes, graph, context, after)
     result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
-    chosen.files(result.graph)  # what cannot be written is said now, not when it is saved
+    chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
     return result
 
 
@@ -82,6 +83,7 @@ def check(
     context = Context()
     try:
         chosen, asked = _target(target), Options.of(options)
+        chosen.accept(asked)
         context.timesteps = asked.timesteps
         passes: list[Pass] = chosen.passes(asked)
         if calibration is None:
@@ -90,7 +92,7 @@ def check(
         graph = _trace(model, example_input, calibration, context)
         records = run_pipeline(passes, graph, context)
         if calibration is not None:
-            chosen.files(records[-1].graph)
+            chosen.files(records[-1].graph, asked)
     except SnnccError as error:
         said = context.diagnostics
         return [*said, *(d for d in error.diagnostics if d not in said)]

@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path)
     sub.add_argument("--input", type=Path, help=".npy or .npz, (N, *shape): run on a board")
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
-    sub.add_argument("--timestep-us", type=int, default=1000, help="length of a time step on the board (1000)")
+    sub.add_argument("--timestep-us", type=int, help="length of a time step on the board (1000)")
     sub.add_argument("--device", help="the board, in the vendor's words")
     sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes)")
     sub.add_argument("--python", type=Path, help=f"an interpreter with the SDK ({', '.join(ENVIRONMENTS)})")
@@ -106,13 +106,16 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--threshold", help="mse (default), percentile or max")
     sub.add_argument("--percentile", type=float)
     sub.add_argument("--per", help="thresholds per channel (default) or layer")
-    sub.add_argument("--v0", type=float, help="initial potential in thresholds (0.5)")
+    sub.add_argument("--v0", type=float, help="initial potential in thresholds; default: the target's")
+    sub.add_argument("--neuron", help="if (default) or sigma-delta, where a target has both")
+    sub.add_argument("--form", help="of the emitted program, where a target has several; default: what fits")
     sub.add_argument("--weight-bits", type=int)
     sub.add_argument("--seed", type=int)
 
 
 OPTIONS = (
-    "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "weight_bits", "seed",
+    "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
+    "weight_bits", "seed",
 )  # fmt: skip
 
 
@@ -202,12 +205,10 @@ def _run(options: argparse.Namespace) -> int:
             _say({"ok": answer.valid, "message": answer.message, "version": answer.version})
         else:
             said = "valid" if answer.valid else f"NOT VALID: {answer.message}"
-            print(f"{options.folder}: {said} ({compiled.target.environment} {answer.version})")
+            print(f"{options.folder}: {said} ({answer.version})")
         return int(not answer.valid)
-    done = compiled.run(
-        _array(options.input), options.timesteps, python=options.python, device=options.device,
-        timestep_us=options.timestep_us,
-    )  # fmt: skip
+    asked = {name: getattr(options, name) for name in ("device", "timestep_us") if getattr(options, name) is not None}
+    done = compiled.run(_array(options.input), options.timesteps, python=options.python, **asked)
     return _output(options, {"samples": len(done.output), "timesteps": done.timesteps}, done.output)
 
 

@@ -21,8 +21,8 @@ from snncc import sdk
 from snncc.ir import Diagnostic, Graph, InputError, Param, Severity, Stage, Store, ops, parse, print_graph
 from snncc.ir.diagnostics import input_error
 from snncc.ir.encode import encode
-from snncc.ir.interp import check_input
-from snncc.ir.types import Array, Loc, Source
+from snncc.ir.interp import check_input, real
+from snncc.ir.types import Array, Loc, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
 from snncc.targets.base import Options, Target
 
@@ -141,81 +141,116 @@ class CompiledModel:
         with tempfile.TemporaryDirectory() as folder:
             out = self._emitted(Path(folder), python, "--validate", "--json")
         answer = json.loads(out.splitlines()[-1])
-        return Validation(bool(answer["valid"]), answer["message"], answer["samna"])
+        return Validation(bool(answer["valid"]), answer["message"], answer["version"])
 
     def run(
-        self, x: Any, timesteps: int | None = None, *, python: str | Path | None = None, device: str | None = None,
-        timestep_us: int = 1000,
-    ) -> Simulation:  # fmt: skip
-        """Run on the vendor's hardware through the emitted runner.
+        self,
+        x: Any,
+        timesteps: int | None = None,
+        *,
+        python: str | Path | None = None,
+        record: Iterable[str] | str | None = None,
+        **options: Any,
+    ) -> Simulation:
+        """Run in the vendor's runtime or on its hardware, through the emitted runner.
 
         Args:
             x: as of :meth:`simulate`.
             timesteps: T; by default the one compiled for.
             python: as of :meth:`validate`.
-            device: which board, in the vendor's words.
-            timestep_us: how long a time step lasts, in microseconds.
+            record: names of neurons whose spikes to keep, or "spikes": all; where the runner can.
+            options: the runner's own, see ``target.run_flags``: the board and the length of a time step, say.
 
         Returns:
-            A Simulation with ``.output``, from the spikes that the board sent.
+            A Simulation with ``.outputs``, and ``.spikes`` of what was recorded.
 
         Raises:
-            InputError: no environment, no board, or input that does not fit.
+            InputError: no environment, no board, an option that the runner does not have, or input that does not fit.
         """
         from snncc.engine import Simulation
 
+        flags = self.target.run_flags
+        asked = {**({"record": record} if record is not None else {}), **options}
+        for name in asked:
+            if name not in flags or name == "timesteps":
+                known = ", ".join(flags) or "none"
+                raise input_error(
+                    "SNN070", f"the runner of {self.target.name} has no option {name!r}", f"known: {known}"
+                )
         self._runner()  # that there is one is said before anything about the input
         steps = self.options.timesteps if timesteps is None else timesteps
         values = check_input(self.graph, as_arrays(x), timed=True)
-        encodings = [n.op for n in self.graph.nodes if isinstance(n.op, ops.Encode)]
-        (spikes,) = (encode(op, v, steps, integer=True) for op, v in zip(encodings, values, strict=True))
-        spikes = spikes.astype(np.int32).reshape(*spikes.shape[:2], -1)  # the runner knows what the chip takes
+        arrays: dict[str, Array] = {}
+        for i, (node, value) in enumerate(zip(self.graph.inputs, values, strict=True)):
+            (op,) = (user.op for user in self.graph.users[node.name])
+            assert isinstance(op, ops.Encode)
+            length = 1 if op.method == "constant" else steps
+            coded = encode(op, value, length, integer=True).astype(np.int32)
+            arrays[f"x{i}"] = coded[0] if op.method == "constant" else coded
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            np.savez(folder / "input.npz", spikes=spikes)
-            arguments = ["--deploy", "--json", "--input", "input.npz", "--output", "output.npz"]
-            arguments += ["--timestep-us", str(timestep_us), *(["--device", device] if device else [])]
+            np.savez(folder / "input.npz", **arrays)  # type: ignore[arg-type]
+            arguments = ["--json", "--input", "input.npz", "--output", "output.npz"]
+            arguments += [flags["timesteps"], str(steps)] if "timesteps" in flags else []
+            for key, wanted in asked.items():
+                if key == "record" and not isinstance(wanted, str):
+                    wanted = ",".join(wanted)  # noqa: PLW2901
+                if wanted is True:
+                    arguments.append(flags[key])
+                elif wanted is not None and wanted is not False:
+                    arguments += [flags[key], str(wanted)]
             self._emitted(folder, python, *arguments)
             with np.load(folder / "output.npz", allow_pickle=False) as file:
-                counts = file["counts"].astype(np.float64)
-        unit = self.graph[self.graph.outputs[0]].type.unit
-        real = counts * (self.graph.value(unit) if isinstance(unit, Param) else unit) / steps
-        return Simulation(self.graph, steps, outputs=(real,))
+                counts = [file[f"counts{i}"].astype(np.float64) for i in range(len(self.graph.outputs))]
+                spikes = {key.partition("/")[2]: file[key] for key in file.files if key.startswith("spikes/")}
+        units = (self.graph[name].type.unit for name in self.graph.outputs)
+        scale = (per_channel(u, self.graph.store, n.ndim - 1) / steps for u, n in zip(units, counts, strict=True))
+        outputs = tuple(n * s for n, s in zip(counts, scale, strict=True))
+        return Simulation(self.graph, steps, outputs=outputs, spikes=spikes)
 
     def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
         """Write the target's files and run its runner; what it printed."""
-        files, name = self._runner()
+        files, names = self._runner()
         try:
-            interpreter = sdk.find(name, python)
+            found = (sdk.find(name, python) for name in names)
+            interpreter = next((path for path in found if path is not None), None)
         except sdk.SdkError as error:
             raise input_error("SNN080", str(error)) from None
         if interpreter is None:
             raise input_error(
                 "SNN080",
-                f"no environment with {name} was found",
-                f"`make sdk` or `python -m snncc.sdk build {name}` builds it; or name an interpreter that has it",
+                f"no environment with {' or '.join(names)} was found",
+                f"`make sdk` or `python -m snncc.sdk build {names[0]}` builds it; or name an interpreter that has it",
             )
-        for path, text in files.items():
-            (folder / path).write_text(text, encoding="utf-8")
+        _write_files(folder, files)
         line = [str(interpreter), "run.py", *arguments]
         try:
             done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
         except OSError as error:
-            raise input_error("SNN080", f"{interpreter} cannot be run as the Python of {name}: {error}") from None
+            raise input_error("SNN080", f"{interpreter} cannot be run as the Python of {names[0]}: {error}") from None
         if done.returncode not in (0, 1) or not done.stdout.strip():
             lines = (done.stderr + done.stdout).strip().splitlines()
             last = lines[-1] if lines else f"exit status {done.returncode}"
             with suppress(ValueError, KeyError, TypeError):  # else they are not the runner's own words
                 last = json.loads(last)["message"]
-            raise input_error("SNN081", f"{name}: {last}")
+            raise input_error("SNN081", f"{names[0]}: {last}")
         return done.stdout
 
-    def _runner(self) -> tuple[dict[str, str], str]:
-        """The target's files with their run.py, and the environment that it needs."""
-        files, name = self.target.files(self.graph), self.target.environment
-        if "run.py" not in files or name is None:
+    def _runner(self) -> tuple[dict[str, str | bytes], tuple[str, ...]]:
+        """The target's files with their run.py, and the environments that it can use."""
+        files, names = self._files, self.target.environments(self.graph, self.options)
+        if "run.py" not in files or not names:
             raise input_error("SNN080", f"target {self.target.name} has no vendor runtime; use simulate")
-        return files, name
+        return files, names
+
+    @property
+    def _files(self) -> dict[str, str | bytes]:
+        return self.target.files(self.graph, self.options)
+
+    @cached_property
+    def mapping(self) -> dict[str, Any]:
+        """What the whole network takes of the hardware, and what was chosen for it, as plain data."""
+        return self.target.mapping(self.graph, self.options)
 
     # --- the report ---
 
@@ -275,8 +310,6 @@ class CompiledModel:
         neurons = {n.name for n in self.graph.nodes if isinstance(n.op, ops.If) and n.name in folded.by_name}
         done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
         exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
-        from snncc.ir.interp import real
-
         table: dict[str, dict[str, float]] = {}
         for node in self.graph.nodes:
             if not isinstance(node.op, ops.Weighted):
@@ -340,9 +373,7 @@ class CompiledModel:
         names = {p.digest: p.name for g in wanted for p in g.params()}
         # Their library wants at least one axis in memory order; a scalar tensor has none and is fine.
         save_file({f"{names[d]}${d}": np.ascontiguousarray(a) for d, a in tensors.items()}, folder / WEIGHTS)
-        for path, text in self.target.files(self.graph).items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_text(text, encoding="utf-8")
+        _write_files(folder, self._files)
         manifest = self._manifest()
         manifest["files"] = {
             str(p.relative_to(folder).as_posix()): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()
@@ -373,8 +404,15 @@ class CompiledModel:
             "outputs": [{"name": name, "shape": list(graph[name].type.shape)} for name in graph.outputs],
             "passes": [{"label": r.label, "seconds": round(r.seconds, 6), "changed": r.changed} for r in self.records],
             "diagnostics": [d.to_json() for d in self.diagnostics],
+            "mapping": self.mapping,
             "report": self.report,
         }
+
+
+def _write_files(folder: Path, files: dict[str, str | bytes]) -> None:
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
 def _unchanged(graph: Graph) -> None:

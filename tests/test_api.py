@@ -499,17 +499,17 @@ FAKE = """
 import json, sys
 import numpy as np
 given = dict(zip(sys.argv[1:], sys.argv[2:]))
-spikes = np.load(given["--input"])["spikes"]
-assert spikes.shape == (4, 8, 64) and spikes.dtype == np.int32, spikes.shape
-np.savez(given["--output"], counts=np.tile(spikes.sum((0, 2))[:, None], 5))
+spikes = np.load(given["--input"])["x0"]
+assert spikes.shape == (4, 8, 1, 8, 8) and spikes.dtype == np.int32, spikes.shape
+np.savez(given["--output"], counts0=np.tile(spikes.sum((0, 2, 3, 4))[:, None], 5))
 print("written")
 """
 
 
 def test_run_reads_the_boards_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     model = on_chip()
-    files = {**model.target.files(model.graph), "run.py": FAKE}
-    monkeypatch.setattr(type(model.target), "files", lambda self, graph: files)
+    files = {**model.target.files(model.graph, model.options), "run.py": FAKE}
+    monkeypatch.setattr(type(model.target), "files", lambda self, graph, options: files)
     done = model.run(X, 4, python=sys.executable, device="a board")
     unit = model.graph[model.graph.outputs[0]].type.unit
     unit = unit if isinstance(unit, float) else model.graph.value(unit)  # type: ignore[arg-type]
@@ -815,7 +815,7 @@ class Plugin(Target):
     def passes(self, options: Options) -> list[Pass]:
         return Reference().passes(options)
 
-    def files(self, graph: Any) -> dict[str, str]:
+    def files(self, graph: Any, options: Any) -> dict[str, str | bytes]:
         return {"chip/program.txt": graph.name}
 
 

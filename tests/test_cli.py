@@ -279,12 +279,12 @@ def test_run_without_sdk(capsys: Captured, built: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("valid", [True, False])
 def test_run(capsys: Captured, built: Path, monkeypatch: pytest.MonkeyPatch, valid: bool) -> None:
     """With a stand-in for the vendor's answer: the real one is in tests/vendor."""
-    answer = snncc.Validation(valid, "" if valid else "Layer 3: no", "0.7.1.0")
+    answer = snncc.Validation(valid, "" if valid else "Layer 3: no", "samna 0.7.1.0")
     monkeypatch.setattr(snncc.CompiledModel, "validate", lambda self, python: answer)
     said = "valid" if valid else "NOT VALID: Layer 3: no"
     assert run(capsys, "run", built)[:2] == (int(not valid), f"{built}: {said} (samna 0.7.1.0)\n")
     assert ask(capsys, "run", built) == (
-        int(not valid), {"ok": valid, "message": answer.message, "version": "0.7.1.0"},
+        int(not valid), {"ok": valid, "message": answer.message, "version": "samna 0.7.1.0"},
     )  # fmt: skip
 
 
@@ -483,7 +483,7 @@ def test_arrays_that_cannot_be_used(capsys: Captured, tmp_path: Path) -> None:
 def test_options_that_are_none(capsys: Captured) -> None:
     assert "SNN070" in fails(capsys, *COMPILE, "--bias", "drop")
     assert "'loihi9' is unknown" in fails(capsys, *COMPILE, "--target", "loihi9")
-    assert "takes spikes" in fails(capsys, *COMPILE, "--target", "speck2b", "--encoding", "constant")
+    assert "does not take encoding" in fails(capsys, *COMPILE, "--target", "speck2b", "--encoding", "constant")
 
 
 def test_places_that_cannot_be_written(capsys: Captured, tmp_path: Path) -> None:

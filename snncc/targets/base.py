@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, ClassVar
 
 from snncc.ir import Graph
 from snncc.ir.diagnostics import input_error
@@ -28,7 +28,9 @@ class Options:
         threshold: how calibration chooses thresholds: "mse", "percentile" or "max" (:mod:`snncc.passes.calibrate`).
         percentile: of threshold="percentile".
         per: thresholds per "channel" or "layer".
-        v0: initial potential, in thresholds.
+        v0: initial potential, in thresholds; None: the target's, 1/2 where it can.
+        neuron: "if" (integrate and fire) or "sigma-delta" (messages carry changes of a ReLU's value).
+        form: of the emitted program, where a target has several; None: chosen by what the network needs.
         weight_bits: width of weights; None: the target's.
         seed: of the Bernoulli encoding.
     """
@@ -40,7 +42,9 @@ class Options:
     threshold: str = "mse"
     percentile: float = 99.9
     per: str = "channel"
-    v0: float = 0.5
+    v0: float | None = None
+    neuron: str = "if"
+    form: str | None = None
     weight_bits: int | None = None
     seed: int = 0
 
@@ -51,6 +55,8 @@ class Options:
             "reset": ("subtract", "zero"),
             "threshold": METHODS,
             "per": ("channel", "layer"),
+            "neuron": ("if", "sigma-delta"),
+            "form": (None, "netx", "process"),
         }
         for name, known in choices.items():
             value = getattr(self, name)
@@ -62,9 +68,12 @@ class Options:
             "percentile": (float, 1e-3, 100),
             "v0": (float, -1e3, 1e3),
             "seed": (int, 0, (1 << 63) - 1),
+            "weight_bits": (int, 2, 32),
         }
-        if self.weight_bits is not None:
-            ranges["weight_bits"] = (int, 2, 32)
+        if self.weight_bits is None:
+            del ranges["weight_bits"]
+        if self.v0 is None:
+            del ranges["v0"]
         for name, (kind, low, high) in ranges.items():
             value, what = getattr(self, name), {int: "a whole number", float: "a number"}[kind]
             if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
@@ -89,12 +98,27 @@ class Target(ABC):
     Attributes:
         name: what users write.
         summary: one line for listings.
-        environment: the vendor environment that the emitted runner needs (:mod:`snncc.sdk`), or None.
+        takes: the values that it takes of options that not every target can honour.
+        run_flags: the emitted runner's own flags by the argument of :meth:`snncc.CompiledModel.run`.
     """
 
     name: str
     summary: str
-    environment: str | None = None
+    takes: ClassVar[Mapping[str, Sequence[Any]]] = {"neuron": ("if",), "form": (None,)}
+    run_flags: ClassVar[Mapping[str, str]] = {}
+
+    def accept(self, options: Options) -> None:
+        """Refuse what the target cannot honour.
+
+        Raises:
+            InputError: naming the option and what the target takes.
+        """
+        for name, known in self.takes.items():
+            value = getattr(options, name)
+            if value not in known:
+                words = ", ".join(repr(k) for k in known if k is not None)
+                hint = f"choose one of {words}" if words else "leave it out"
+                raise input_error("SNN070", f"target {self.name} does not take {name}={value!r}", hint)
 
     @abstractmethod
     def passes(self, options: Options) -> list[Pass]:
@@ -104,9 +128,13 @@ class Target(ABC):
             InputError: an option that the target cannot honour.
         """
 
-    def files(self, graph: Graph) -> dict[str, str]:
+    def files(self, graph: Graph, options: Options) -> dict[str, str | bytes]:
         """The target's own files for the last stage, by path within the folder. One named run.py is its runner."""
         return {}
+
+    def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
+        """The vendor environments (:mod:`snncc.sdk`) that the runner can use, the preferred first; none: no runner."""
+        return ()
 
     def limits(self) -> dict[str, Any]:
         """The limits as plain data, for people and programs."""
@@ -114,4 +142,8 @@ class Target(ABC):
 
     def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
         """What nodes take of the hardware, for the report: by the name of the node that stands for the layer."""
+        return {}
+
+    def mapping(self, graph: Graph, options: Options) -> dict[str, Any]:
+        """What the whole network takes, and what was chosen for it, as plain data for people and programs."""
         return {}

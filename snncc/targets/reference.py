@@ -27,12 +27,13 @@ class Reference(Target):
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to the stage ``int``."""
         bias, fold = CheckBias(options.bias), options.bias == "fold"
+        v0 = 0.5 if options.v0 is None else options.v0
         return [
             Canonicalize(),
             FoldBatchNorm(),
             *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
-            LowerActivations(options.encoding or "constant", options.reset, options.v0, seed=options.seed),
+            LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),
             Quantize(weight_bits=options.weight_bits or 8, scale_bits=max(16, options.weight_bits or 8)),

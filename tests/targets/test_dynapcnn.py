@@ -57,7 +57,7 @@ def compiled(name: str, chip: str, bias: str = "keep", reset: str = "subtract") 
 
 
 def decoded(model: snncc.CompiledModel) -> Config:
-    return from_json(model.target.files(model.graph)["config.json"])
+    return from_json(str(model.target.files(model.graph, model.options)["config.json"]))
 
 
 # --- what fits ------------------------------------------------------------------------------------------------------
@@ -397,7 +397,7 @@ def test_placement_conflict_names_what_conflicts() -> None:
 
 @pytest.mark.parametrize(
     ("options", "words"),
-    [({"encoding": "constant"}, "takes spikes, not a constant current"), ({"weight_bits": 16}, "have 8 bits")],
+    [({"encoding": "constant"}, "does not take encoding=.constant."), ({"weight_bits": 16}, "have 8 bits")],
 )
 def test_refused_options(options: dict[str, Any], words: str) -> None:
     x = example_input((1, 8, 8), 4)

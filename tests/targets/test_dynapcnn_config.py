@@ -346,12 +346,12 @@ def test_deployment_on_a_fake_board(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     spikes[0, 0, 1, 3, 4] = 2
     spikes[3, 0, 0, 15, 19] = 1
     spikes[1, 1, 0, 0, 0] = 3
-    np.savez(tmp_path / "events.npz", spikes=spikes)
+    np.savez(tmp_path / "events.npz", x0=spikes)
     (tmp_path / "config.json").write_text(to_json(GOOD))
     files = ["--input", str(tmp_path / "events.npz"), "--output", str(tmp_path / "counts.npz")]
-    assert run.main(["--deploy", *files, "--timestep-us", "1000", str(tmp_path / "config.json")]) == 0
+    assert run.main([*files, "--timestep-us", "1000", str(tmp_path / "config.json")]) == 0
     with np.load(tmp_path / "counts.npz") as file:
-        np.testing.assert_array_equal(file["counts"], [[2, 0, 0, 1, 0], [0, 3, 0, 0, 0]])
+        np.testing.assert_array_equal(file["counts0"], [[2, 0, 0, 1, 0], [0, 3, 0, 0, 0]])
     start = [
         "opened Speck2bTestboard as board",
         "sink connected",

@@ -19,7 +19,7 @@ from snncc.targets.dynapcnn.chips import CHIPS
 
 pytestmark = pytest.mark.vendor
 VALIDATED = [name for name, chip in CHIPS.items() if chip.validated]
-VERSION = "0.7.1.0"
+VERSION = "samna 0.7.1.0"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def judge(python: Path, folder: Path, models: Sequence[snncc.CompiledModel]) -> 
     """What the emitted runner says of each configuration: samna is started once for all."""
     paths = [folder / f"{i}.json" for i in range(len(models))]
     for path, model in zip(paths, models, strict=True):
-        path.write_text(model.target.files(model.graph)["config.json"], encoding="utf-8")
+        path.write_text(str(model.target.files(model.graph, model.options)["config.json"]), encoding="utf-8")
     line = [python, run.__file__, "--validate", "--json", *paths]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     return [json.loads(answer) for answer in done.stdout.splitlines()]
@@ -45,7 +45,7 @@ def judge(python: Path, folder: Path, models: Sequence[snncc.CompiledModel]) -> 
 def test_samna_takes_the_zoo(python: Path, tmp_path: Path) -> None:
     asked = [(name, chip) for chip in VALIDATED for name in SEQUENTIAL_ZOO]
     answers = judge(python, tmp_path, [zoo(*each) for each in asked])
-    assert [(a["valid"], a["message"], a["chip"], a["samna"]) for a in answers] == [
+    assert [(a["valid"], a["message"], a["chip"], a["version"]) for a in answers] == [
         (True, "", chip, VERSION) for _, chip in asked
     ]
 
@@ -79,7 +79,7 @@ def test_a_saved_folder_stands_alone(python: Path, tmp_path: Path) -> None:
     assert "No module named 'snncc'" in gone.stderr
     done = subprocess.run([python, "-I", "run.py"], cwd=moved, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == f"{moved / 'config.json'} (dynapcnn, samna {VERSION}): valid\n"
+    assert done.stdout == f"{moved / 'config.json'} (dynapcnn, {VERSION}): valid\n"
     loaded = snncc.load(moved)
     assert loaded.validate(python) == snncc.Validation(True, "", VERSION)
 
@@ -94,6 +94,6 @@ def test_run_without_a_board(python: Path, name: str) -> None:
 
 
 def test_a_chip_that_this_samna_lacks(python: Path) -> None:
-    with pytest.raises(snncc.InputError, match=f"samna {VERSION} has no module speck2f") as caught:
+    with pytest.raises(snncc.InputError, match=f"{VERSION} has no module speck2f") as caught:
         zoo("chip_small", "speck2f").validate(python)
     assert [d.code for d in caught.value.diagnostics] == ["SNN081"]

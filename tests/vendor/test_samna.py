@@ -308,9 +308,9 @@ def test_a_part_is_laid_over_the_defaults(samna: Samna) -> None:
 def test_deployment_without_a_board(samna: Samna) -> None:
     config = chain(CHIPS["speck2b"], np.random.default_rng(0))
     (path,) = samna.write([to_json(config)])
-    np.savez(samna.folder / "events.npz", spikes=np.ones((2, 1, *config.cores[0].input_shape), np.int64))
+    np.savez(samna.folder / "events.npz", x0=np.ones((2, 1, *config.cores[0].input_shape), np.int64))
     files = ["--input", samna.folder / "events.npz", "--output", samna.folder / "counts.npz"]
-    line = [samna.python, RUN, "--deploy", *files, "--timestep-us", "1000", path]
+    line = [samna.python, RUN, *files, "--timestep-us", "1000", path]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done
     assert "error: no board found: looked for Speck2bTestboard" in done.stdout

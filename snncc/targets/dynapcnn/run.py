@@ -1,12 +1,12 @@
 """Validates the configuration beside this file with samna, or runs it on a DYNAP-CNN or Speck board.
 
     python run.py [--json]                                         asks samna's own validator (the default)
-    python run.py --deploy --input events.npz --output counts.npz --timestep-us 1000 [--device Speck2bTestboard]
+    python run.py --input events.npz --output counts.npz [--timestep-us 1000] [--device Speck2bTestboard]
 
-Stands alone: it needs samna in this Python (samna 0.7.1.0 needs Python 3.10), numpy for --deploy, and config.json.
+Stands alone: it needs samna in this Python (samna 0.7.1.0 needs Python 3.10), numpy for --input, and config.json.
 Exit status: 0 valid or done, 1 not valid, 2 could not be found out.
 
-Honest limits: --validate has been run with samna 0.7.1.0. --deploy has been run with it as far as the search for a
+Honest limits: --validate has been run with samna 0.7.1.0. --input has been run with it as far as the search for a
 board; what comes after was written from samna's bindings and sinabs' use of them, and HAS NOT BEEN RUN ON A BOARD. The
 calls of newer samna, which a speck2e or speck2f needs, are from sinabs 3.1.3 and have not been run at all. Biases are
 added by a clock of the board that nothing holds in step with the time steps of the input.
@@ -47,23 +47,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--validate", action="store_true", help="ask samna's validator (the default)")
-    what.add_argument("--deploy", action="store_true", help="run on a board")
     what.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="answer as JSON, one line for each configuration")
     parser.add_argument("--device", help="the board: samna's name for it, and :N for the Nth of that name")
     parser.add_argument(
-        "--input", type=Path, help="npz with `spikes`: counts (T, N, C, H, W), (T, C, H, W) or (T, N, C*H*W)"
+        "--input",
+        type=Path,
+        help="run on a board: npz with `x0`, counts (T, N, C, H, W), (T, C, H, W) or (T, N, C*H*W)",
     )
-    parser.add_argument("--output", type=Path, help="npz to write: `counts` of shape (N, classes)")
-    parser.add_argument("--timestep-us", type=int, help="the length of one time step in microseconds")
+    parser.add_argument("--output", type=Path, help="npz to write: `counts0` of shape (N, classes)")
+    parser.add_argument("--timestep-us", type=int, default=1000, help="the length of one time step in microseconds")
     parser.add_argument("configs", type=Path, nargs="*", default=[CONFIG], help="default: config.json beside this file")
     options = parser.parse_args(arguments)
-    if options.deploy and not (options.input and options.output and (options.timestep_us or 0) > 0):
-        parser.error("--deploy needs --input, --output and --timestep-us (above 0)")
+    if options.input and not (options.output and options.timestep_us > 0):
+        parser.error("--input needs --output, and --timestep-us above 0")
     if options.child:
         return answer(options.configs)
     try:
-        if options.deploy:
+        if options.input:
             return deploy(options)
         answers = validate(options.configs)
     except RunError as error:
@@ -71,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     for found in answers:
         said = "valid" if found["valid"] else f"NOT VALID: {found['message']}"
-        line = f"{found['config']} ({found['chip']}, samna {found['samna']}): {said}"
+        line = f"{found['config']} ({found['chip']}, {found['version']}): {said}"
         print(json.dumps(found) if options.json else line)
     return 0 if all(found["valid"] for found in answers) else 1
 
@@ -100,7 +101,7 @@ def validate(configs: list[Path]) -> list[dict[str, Any]]:
             message = f"samna's validator crashed with {cause} {child.stderr.strip()[-2000:]}".rstrip()
             answers.append({"valid": False, "message": message})
     return [
-        {**said, "samna": version, "chip": chip, "config": str(config)}
+        {**said, "version": f"samna {version}", "chip": chip, "config": str(config)}
         for said, chip, config in zip(answers, chips, configs, strict=True)
     ]
 
@@ -187,7 +188,7 @@ def deploy(options: argparse.Namespace) -> int:
     header = data["snncc"]
     try:
         with np.load(options.input) as file:
-            spikes = file["spikes"]
+            spikes = file["x0"]
     except (OSError, ValueError, KeyError) as error:
         raise RunError(f"cannot read the input spikes: {error}") from None
     spikes = spikes[:, None] if spikes.ndim == 4 else spikes
@@ -227,7 +228,7 @@ def deploy(options: argparse.Namespace) -> int:
             if isinstance(event, module.event.Spike) and event.layer in readouts:
                 first, step = readouts[event.layer]
                 counts[sample, first + event.feature // step] += 1
-    np.savez(options.output, counts=counts)
+    np.savez(options.output, counts0=counts)
     del node  # samna's own end of the connection: it has to live until here
     print(f"wrote the counts of {len(counts)} samples to {options.output}")
     return 0

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from snncc.ir import CompileError, Diagnostic, Graph
 from snncc.ir.diagnostics import input_error
@@ -27,7 +28,11 @@ class Dynapcnn(Target):
     """A chip of SynSense's DYNAP-CNN family. Weights 8 bits, biases 16; inputs and outputs are spikes."""
 
     chip: Chip
-    environment = "samna"
+    takes: ClassVar[Mapping[str, Sequence[Any]]] = {  # spikes, not a constant current
+        **Target.takes,
+        "encoding": (None, "rate", "bernoulli", "spikes"),
+    }
+    run_flags: ClassVar[Mapping[str, str]] = {"device": "--device", "timestep_us": "--timestep-us"}
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -42,16 +47,11 @@ class Dynapcnn(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to cores."""
-        if options.encoding == "constant":
-            raise input_error(
-                "SNN070",
-                f"target {self.name} takes spikes, not a constant current",
-                "choose encoding='rate', 'bernoulli' or 'spikes'",
-            )
         bits = options.weight_bits or 8
         if bits > 8:
             raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
         bias, fold = CheckBias(options.bias), options.bias == "fold"
+        v0 = 0.5 if options.v0 is None else options.v0
         return [
             Canonicalize(),
             FoldBatchNorm(),
@@ -59,7 +59,7 @@ class Dynapcnn(Target):
             SpikingOutput(),
             *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
-            LowerActivations(options.encoding or "rate", options.reset, options.v0, seed=options.seed),
+            LowerActivations(options.encoding or "rate", options.reset, v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),  # what the chip cannot pool, check-limits has said
             # Thresholds stay within 14 bits and a sign, so that a potential (below threshold plus one weight between
@@ -68,7 +68,11 @@ class Dynapcnn(Target):
             PlaceOnCores(self.chip),
         ]
 
-    def files(self, graph: Graph) -> dict[str, str]:
+    def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
+        """Samna's."""
+        return ("samna",)
+
+    def files(self, graph: Graph, options: Options) -> dict[str, str | bytes]:
         """The configuration for samna and the runner that validates and deploys it.
 
         Raises:
