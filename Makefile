@@ -54,9 +54,9 @@ docs: $(ready)  ## the documentation site, in build/site
 	@$(py) $(pip) --no-build-isolation --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --quiet --strict --site-dir build/site
 
-sdk: $(ready)  ## environments with the vendors' own software, in a cache folder (needs a Python 3.10)
+sdk: $(ready)  ## environments with the vendors' own software: 6 GB in a cache folder (needs a Python 3.10)
 	$(say) "vendor environments"
-	@$(py) -m snncc.sdk build samna
+	@$(py) -m snncc.sdk build samna lava-nc lava
 
 vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNNCC_REQUIRE_SDK=1: fail where it is missing)
 	$(say) "vendor tests"

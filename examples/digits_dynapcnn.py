@@ -114,7 +114,7 @@ def main() -> None:
     try:
         answer = compiled.validate()
         said = "(True, '')" if answer.valid else f"(False, {answer.message!r})"
-        out.print(f"samna {answer.version} validates the configuration: {said}", markup=False)
+        out.print(f"{answer.version} validates the configuration: {said}", markup=False)
     except snncc.InputError as error:
         out.print(f"not validated: {error.diagnostics[0].message}. {error.diagnostics[0].hint}", markup=False)
     folder = compiled.save(options.output)

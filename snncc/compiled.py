@@ -18,7 +18,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc import sdk
-from snncc.ir import Diagnostic, Graph, InputError, Param, Severity, Stage, Store, ops, parse, print_graph
+from snncc.ir import (
+    Diagnostic,
+    Domain,
+    Graph,
+    InputError,
+    Param,
+    Severity,
+    Stage,
+    Store,
+    loihi,
+    ops,
+    parse,
+    print_graph,
+)
 from snncc.ir.diagnostics import input_error
 from snncc.ir.encode import encode
 from snncc.ir.interp import check_input, real
@@ -203,10 +216,12 @@ class CompiledModel:
             with np.load(folder / "output.npz", allow_pickle=False) as file:
                 counts = [file[f"counts{i}"].astype(np.float64) for i in range(len(self.graph.outputs))]
                 spikes = {key.partition("/")[2]: file[key] for key in file.files if key.startswith("spikes/")}
-        units = (self.graph[name].type.unit for name in self.graph.outputs)
-        scale = (per_channel(u, self.graph.store, n.ndim - 1) / steps for u, n in zip(units, counts, strict=True))
-        outputs = tuple(n * s for n, s in zip(counts, scale, strict=True))
-        return Simulation(self.graph, steps, outputs=outputs, spikes=spikes)
+        outputs = []
+        for name, n in zip(self.graph.outputs, counts, strict=True):
+            type = self.graph[name].type
+            n = n.reshape(len(n), *type.shape) if n[0].size == type.size else n  # noqa: PLW2901 (or a chip's classes)
+            outputs.append(n * per_channel(type.unit, self.graph.store, n.ndim - 1) / steps)
+        return Simulation(self.graph, steps, outputs=tuple(outputs), spikes=spikes)
 
     def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
         """Write the target's files and run its runner; what it printed."""
@@ -281,10 +296,10 @@ class CompiledModel:
             }
             if neuron is not None:
                 op = graph[neuron].op
-                assert isinstance(op, ops.If)
                 row["neuron"] = neuron
-                if not isinstance(op.threshold, Param):
-                    row["threshold"] = op.threshold
+                threshold = 2 * op.theta if isinstance(op, loihi.AtrLif) else getattr(op, "threshold", None)
+                if threshold is not None and not isinstance(threshold, Param):
+                    row["threshold"] = threshold
             unit = node.type.unit
             row["scale"] = float(graph.value(unit).mean()) if isinstance(unit, Param) else float(unit)
             rows.append(row | usage.get(node.name, {}) | measured.get(node.name, {}))
@@ -294,7 +309,7 @@ class CompiledModel:
         """The neuron that a layer's currents go to, through sums and pooling."""
         while len(users := self.graph.users[name]) == 1:
             name = users[0].name
-            if isinstance(users[0].op, ops.If):
+            if _is_neuron(users[0].op):
                 return name
             if isinstance(users[0].op, ops.Weighted):
                 return None
@@ -307,7 +322,7 @@ class CompiledModel:
 
         engine, xs = TorchEngine(), tuple(x[:most] for x in self.sample[0])
         folded = self.stages[Stage.FOLDED.value]
-        neurons = {n.name for n in self.graph.nodes if isinstance(n.op, ops.If) and n.name in folded.by_name}
+        neurons = {n.name for n in self.graph.nodes if _is_neuron(n.op) and n.name in folded.by_name}
         done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
         exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
         table: dict[str, dict[str, float]] = {}
@@ -320,7 +335,10 @@ class CompiledModel:
             neuron = self._neuron(node.name)
             if neuron in neurons and neuron is not None:
                 row["rate"] = done.rates[neuron]
-                mean = real(self.graph, neuron, done.spikes[neuron].mean(axis=0))
+                sent = done.spikes[neuron]
+                # Messages are changes: what they add up to is the value.
+                changes = self.graph[neuron].type.domain is Domain.MESSAGE
+                mean = real(self.graph, neuron, sent.sum(axis=0) if changes else sent.mean(axis=0))
                 norm = float(np.linalg.norm(exact[neuron]))
                 row["error"] = float(np.linalg.norm(mean - exact[neuron])) / norm if norm else 0.0
             table[node.name] = row
@@ -407,6 +425,11 @@ class CompiledModel:
             "mapping": self.mapping,
             "report": self.report,
         }
+
+
+def _is_neuron(op: ops.Op) -> bool:
+    """Whether the operation stands for an activation of the network."""
+    return isinstance(op, ops.If | loihi.CubaLif | loihi.AtrLif | loihi.SigmaDelta)
 
 
 def _write_files(folder: Path, files: dict[str, str | bytes]) -> None:

@@ -53,11 +53,13 @@ def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
 
 
 def _bar(used: int, free: int, size: int = BAR) -> Text:
-    part = used / (used + free) if used + free else 0.0
-    full = round(part * size)
+    return _filled(used / (used + free) if used + free else 0.0, f"{used:,} + {free:,}", size)
+
+
+def _filled(part: float, words: str, size: int = BAR) -> Text:
+    full = round(min(part, 1.0) * size)
     colour = "red" if part > 0.9 else "yellow" if part > 0.6 else "green"
-    numbers = f"{used:,} + {free:,}"
-    return Text.assemble(("█" * full, colour), ("░" * (size - full), "dim"), " " if size else "", numbers)
+    return Text.assemble(("█" * full, colour), ("░" * (size - full), "dim"), " " if size else "", words)
 
 
 def _number(value: Any, digits: int = 3) -> str:
@@ -117,11 +119,11 @@ def _short(value: float) -> str:
 
 
 def core_table(compiled: CompiledModel, width: int | None = None) -> Table | None:
-    """Every core of the chip with what lies on it and what is free; None for a target without cores. Where ``width``
-    is small, without bars."""
+    """Every core of the chip with what lies on it and what is free, or of a chip with many small ones every layer with
+    its cores; None for a target without cores. Where ``width`` is small, without bars."""
     cores = compiled.target.limits().get("cores")
     if not cores:
-        return None
+        return partition_table(compiled.mapping, width) if "populations" in compiled.mapping else None
     rows = {row["core"]: row for row in compiled.report if "core" in row}
     full = BAR if width is None or width >= 100 else 0
     table = Table(title=f"cores of {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
@@ -137,6 +139,48 @@ def core_table(compiled: CompiledModel, width: int | None = None) -> Table | Non
         ]
         table.add_row(str(i), Text(used.get("layer", "-"), style="" if used else "dim"), *bars)
     return table
+
+
+def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
+    """A network over many cores: by layer, how full the fullest of its cores is. Where ``width`` is small, without
+    places and bars."""
+    chips, cores = mapping["chips"], mapping["cores"]
+    wide, bar = width is None or width >= 120, BAR if width is None or width >= 100 else 0
+    title = f"{cores:,} core{'s' * (cores > 1)} of {mapping['chip']}, {chips:,} chip{'s' * (chips > 1)}"
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column("layer", overflow="fold")
+    table.add_column("cores", justify="right", no_wrap=True)
+    if wide:
+        table.add_column("place", overflow="fold")
+    for name in ("neurons", "synapses", "memory", "axons est."):
+        table.add_column(name, justify="left" if bar else "right", no_wrap=True)
+    for row in mapping["populations"]:
+        fill = row["fill"]
+        parts = (
+            max(fill["neurons"], fill["state_words"]),
+            fill["synapse_words"],
+            fill["core_words"],
+            row["estimates"]["axons_fill"],
+        )
+        table.add_row(
+            Text(_layers(row)),
+            f"{row['cores']:,}",
+            *([Text(row["place"])] if wide else []),
+            *(_filled(part / 100, f"{part:5.1f} %", bar) for part in parts),
+        )
+    top = mapping["dominant"]
+    lines = [
+        f"most cores: {_layers(top)}, {top['cores']:,} of {cores:,}, for {top['resource']} ({top['fill']} % full)",
+        f"in percent of each layer's fullest core; {mapping['basis']}",
+    ]
+    if "form" in mapping:
+        lines.append(f"form: {mapping['form']} ({mapping['why']})")
+    table.caption = Text("\n".join(lines))
+    return table
+
+
+def _layers(row: dict[str, Any]) -> str:
+    return " + ".join(row["layers"]) or row["population"]
 
 
 def targets_table(targets: Iterable[Target]) -> Table:
@@ -158,13 +202,16 @@ def limits_view(target: Target) -> Group:
     table = Table(box=box.SIMPLE_HEAD)
     for name in ("limit", "values"):
         table.add_column(name)
-    for name, value in limits.items():
-        if name != "cores" and value is not None:
+    estimates = {f"{name} (est.)": value for name, value in limits.get("estimates", {}).items()}
+    for name, value in (limits | estimates).items():
+        if name not in ("cores", "estimates") and value is not None:
             table.add_row(name.replace("_", " "), _words(value))
+    if "cores" not in limits:
+        return Group(head, table)
     cores = Table(box=box.SIMPLE_HEAD)
     for name in ("core", "kernel words", "neuron words", "bias words"):
         cores.add_column(name, justify="right")
-    for i, core in enumerate(limits.get("cores", ())):
+    for i, core in enumerate(limits["cores"]):
         cores.add_row(str(i), *(f"{core[f'{m}_words']:,}" for m in ("kernel", "neuron", "bias")))
     return Group(head, cores, table)
 

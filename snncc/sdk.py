@@ -1,4 +1,4 @@
-"""Builds and finds the vendors' Python environments: `python -m snncc.sdk build samna`.
+"""Builds and finds the vendors' Python environments: `python -m snncc.sdk build samna lava-nc lava`.
 
 A vendor's SDK needs a Python and packages that exclude the compiler's own, so each gets a virtual environment under a
 cache folder outside the checkout (`SNNCC_CACHE`, else `$XDG_CACHE_HOME/snncc`, else `~/.cache/snncc`). Standard library
@@ -43,11 +43,43 @@ class Environment:
         return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+# What `pip freeze` says after an install of lava-nc 0.10.0 and h5py.
+_LAVA_NC = """
+asteval==0.9.33 cloudpickle==3.1.2 h5py==3.16.0 joblib==1.6.0 lava-nc==0.10.0 networkx==2.8.7 numpy==1.26.4
+scikit-learn==1.7.2 scipy==1.15.3 threadpoolctl==3.8.0
+"""
+
+# What lava-dl 0.6.0 adds (it takes torch 2.3 and pytest 7 only); from execnet on, what snncc and its tests need there.
+_LAVA_DL = """
+argparse==1.4.0 contourpy==1.3.2 cycler==0.12.1 exceptiongroup==1.3.1 filelock==4.1.0 fonttools==4.65.0 fsspec==2026.9.0
+iniconfig==2.3.1 jinja2==3.1.6 kiwisolver==1.5.1 lava-dl==0.6.0 linecache2==1.0.0 markupsafe==3.0.4 matplotlib==3.10.9
+mpmath==1.3.0 ninja==1.13.2 opencv-python-headless==4.11.0.86 packaging==26.3 pillow==10.4.0 pluggy==1.7.0
+pyparsing==3.3.3 pytest==7.4.4 python-dateutil==3.0.0 six==1.17.0 sympy==1.14.0 tomli==2.5.0 torch==2.3.1
+torchvision==0.18.1 traceback2==1.4.0 typing-extensions==4.16.0 tzdata==2026.6 unittest2==1.1.0
+execnet==2.1.2 hypothesis==6.168.5 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 pytest-xdist==3.8.0 rich==15.0.0
+safetensors==0.8.0 sortedcontainers==2.4.0
+"""
+
+# What torch 2.3.1 brings along there and nowhere else.
+_LINUX = '; platform_system == "Linux" and platform_machine == "x86_64"'
+_LAVA_CUDA = """
+nvidia-cublas-cu12==12.1.3.1 nvidia-cuda-cupti-cu12==12.1.105 nvidia-cuda-nvrtc-cu12==12.1.105
+nvidia-cuda-runtime-cu12==12.1.105 nvidia-cudnn-cu12==8.9.2.26 nvidia-cufft-cu12==11.0.2.54
+nvidia-curand-cu12==10.3.2.106 nvidia-cusolver-cu12==11.4.5.107 nvidia-cusparse-cu12==12.1.0.106
+nvidia-nccl-cu12==2.20.5 nvidia-nvjitlink-cu12==12.9.86 nvidia-nvtx-cu12==12.1.105 triton==2.3.1
+"""
+
 ENVIRONMENTS: dict[str, Environment] = {
     environment.name: environment
     for environment in (
         # samna declares no dependencies; numpy is for the emitted runner. The newer samna on PyPI are empty shells.
         Environment("samna", ("numpy==1.26.4", "samna==0.7.1.0"), ("numpy", "samna")),
+        Environment("lava-nc", tuple(_LAVA_NC.split()), ("h5py", "lava.proc.lif.process")),
+        Environment(
+            "lava",
+            (*_LAVA_NC.split(), *_LAVA_DL.split(), *(pinned + _LINUX for pinned in _LAVA_CUDA.split())),
+            ("lava.lib.dl.netx.hdf5", "lava.lib.dl.slayer"),
+        ),
     )
 }
 

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from snncc.ir import Domain, Graph, Loc, Node, Param, PerChannel, Source, Stage, Store, Type, ops, verify
+from snncc.ir import Domain, Graph, Loc, Node, Param, PerChannel, Source, Stage, Store, Type, loihi, ops, verify
 from snncc.ir.types import Array
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 MOST = 700  # elements of a value; larger results are not added
+STEPS = 16  # integer graphs are refused by nothing that runs them for so many steps, on what `inputs` gives
 
 
 class Draft:
@@ -24,6 +25,7 @@ class Draft:
     def __init__(self, draw: Draw, stage: Stage) -> None:
         self.draw, self.stage, self.store = draw, stage, Store()
         self.nodes: dict[str, Node] = {}
+        self.largest: dict[str, float] = {}  # of integers: what no value exceeds in size
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         self.integer = stage in (Stage.INT, Stage.MAPPED)
 
@@ -36,13 +38,36 @@ class Draft:
             type = op.infer(tuple(self.type(arg) for arg in args), self.store)
         except ops.ShapeError:
             return None
-        if type.size > MOST:
+        largest = self.bound(op, [self.largest[arg] for arg in args]) if self.integer else 0.0
+        if type.size > MOST or largest > 2**45:
             return None
         type = type if unit is None else replace(type, unit=unit)
         name = f"{op.mnemonic}_{len(self.nodes)}"
         place = "core 0" if self.stage is Stage.MAPPED else ""
         self.nodes[name] = Node(name, op, args, type, place=place)
+        self.largest[name] = largest
         return name
+
+    def bound(self, op: ops.Op, largest: list[float]) -> float:
+        """What no value of ``op``'s result exceeds in size, where none of its operands' exceeds ``largest``; infinite
+        where it may be refused."""
+        x, bias = max(largest, default=0.0), getattr(op, "bias", None)
+        offset = 0.0 if bias is None else float(np.abs(self.store[bias]).max())
+        if isinstance(op, ops.Encode):
+            return 100.0
+        if isinstance(op, ops.Weighted):
+            weights = self.store[op.weight].reshape(op.weight.shape[0], -1).astype(np.float64)
+            return x * float(np.abs(weights).sum(axis=1).max()) + offset
+        if isinstance(op, ops.Add | ops.SumPool | ops.MaxPool | ops.Pad):
+            times = {"add": 2, "sum_pool": 9, "max_pool": 2 * STEPS, "pad": 1}[op.mnemonic]
+            return max(x * times, 2.0)
+        if isinstance(op, loihi.LoihiNeuron | loihi.Delta):
+            leaky = isinstance(op, loihi.CubaLif) and op.decay_u < loihi.UNITY  # a current may grow in every step
+            if x >= loihi.STATE / 2 or (leaky and x * 2**loihi.SHIFT * STEPS >= loihi.SUM):
+                return float("inf")
+            sent = {"sigma_delta": 2 * (x * STEPS + offset) + 1, "sigma": x * STEPS + offset}
+            return 2 * x * op.scale if isinstance(op, loihi.Delta) else sent.get(op.mnemonic, 1.0)
+        return 1.0 if isinstance(op, ops.If) else x
 
     def weight(self, *shape: int) -> Param:
         if self.integer:
@@ -166,7 +191,59 @@ def _if(d: Draft, x: str) -> str | None:
         threshold = d.draw(st.sampled_from([1.0, 0.7, 0.001, thetas]))
         v0 = d.draw(st.sampled_from([0.0, 0.35, d.store.put("v0", d.rng.uniform(-0.5, 0.5, channels))]))
         v_min = d.draw(st.sampled_from([None, 0.0, -0.3]))
-    return d.add(ops.If(threshold, v0, reset, v_min), x)
+    gain = d.draw(st.sampled_from([1.0, 1.0, 1.25, d.store.put("gain", d.rng.uniform(0.9, 1.5, channels))]))
+    return d.add(ops.If(threshold, v0, reset, v_min, gain), x)
+
+
+def _neuron_bias(d: Draft, x: str) -> Param | None:
+    """Per channel or per neuron."""
+    shape = d.type(x).shape
+    chosen = d.draw(st.sampled_from([None, shape[:1], shape]))
+    if chosen is None:
+        return None
+    values = d.rng.standard_normal(chosen)
+    return d.store.put("bias", (values * 3000).astype(np.int32) if d.integer else values.astype(np.float32))
+
+
+def _v0(d: Draft, x: str) -> PerChannel:
+    per_channel = d.store.put("v0", d.rng.integers(-99, 999, d.type(x).shape[0]).astype(np.int32))
+    return d.draw(st.sampled_from([0, 17, per_channel]))
+
+
+def _cuba_lif(d: Draft, x: str) -> str | None:
+    threshold = d.draw(st.sampled_from([0, 9, 300, 20_000]))
+    decay_u, decay_v = (d.draw(st.sampled_from([usual, usual, 0, 1, 1300, 4095, 4096])) for usual in (4096, 0))
+    op = loihi.CubaLif(threshold, _neuron_bias(d, x), decay_u, decay_v, _v0(d, x))
+    return d.add(op, x, unit=d.unit(d.type(x).shape[0]))
+
+
+def _atr_lif(d: Draft, x: str) -> str | None:
+    op = loihi.AtrLif(d.draw(st.sampled_from([1, 50, 3000])), _neuron_bias(d, x), _v0(d, x))
+    return d.add(op, x, unit=d.unit(d.type(x).shape[0]))
+
+
+def _least(d: Draft) -> int:
+    """The least change that is sent. Of floats, a last bit would decide which is."""
+    return d.draw(st.sampled_from([0, 1, 20, 500])) if d.integer else 0
+
+
+def _delta(d: Draft, x: str) -> str | None:
+    return d.add(loihi.Delta(_least(d), d.draw(st.sampled_from([1, 2, 64])) if d.integer else 1), x)
+
+
+def _sigma_delta(d: Draft, x: str) -> str | None:
+    shift = d.draw(st.sampled_from([0, 1, 6])) if d.integer else 0
+    activation = d.draw(st.sampled_from(["relu", "none"]))
+    return d.add(loihi.SigmaDelta(_neuron_bias(d, x), _least(d), shift, activation), x)
+
+
+def _sigma(d: Draft, x: str) -> str | None:
+    return d.add(loihi.Sigma(_neuron_bias(d, x)), x)
+
+
+def _delay(d: Draft, x: str) -> str | None:
+    per_channel = d.store.put("steps", d.rng.integers(0, 5, d.type(x).shape[0]).astype(np.int32))
+    return d.add(loihi.Delay(d.draw(st.sampled_from([0, 1, 3, per_channel]))), x)
 
 
 def _activation(d: Draft, x: str) -> str | None:
@@ -190,20 +267,29 @@ SHAPES = [_pad, _slice, _concat, _add]
 SPATIAL = [_conv2d, _conv2d, _sum_pool, _max_pool]  # need (C, H, W)
 AVERAGES = [_avg_pool, _adaptive]
 ACTIVATIONS = [_activation, _activation]
+SIGMA_DELTA = [_delta, _sigma_delta, _sigma]
+LOIHI = [_cuba_lif, _cuba_lif, _atr_lif, _delay, *SIGMA_DELTA]
 # Of each stage: what serves every shape, and what serves (C, H, W) besides.
 MAKERS = {
     Stage.ANN: ([*ACTIVATIONS, _batch_norm, _affine, _linear, _through, *SHAPES], [*SPATIAL, *AVERAGES]),
     Stage.FOLDED: ([*ACTIVATIONS, _affine, _linear, *SHAPES], [*SPATIAL, *AVERAGES]),
     Stage.SNN: ([_if, _if, _affine, _linear, *SHAPES], [*SPATIAL, *AVERAGES]),
-    Stage.INT: ([_if, _if, _affine, _linear, *SHAPES], SPATIAL),
-    Stage.MAPPED: ([_if, _if, _affine, _linear, *SHAPES], SPATIAL),
+    Stage.INT: ([_if, _if, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
+    Stage.MAPPED: ([_if, _if, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
 }
 
 
 @st.composite
-def graphs(draw: Draw, stage: Stage, most: int = 10, methods: tuple[str, ...] = ops.Encode.METHODS) -> Graph:
+def graphs(
+    draw: Draw,
+    stage: Stage,
+    most: int = 10,
+    methods: tuple[str, ...] = ops.Encode.METHODS,
+    sigma_delta: bool = False,
+) -> Graph:
     """A graph of ``stage`` with up to ``most`` operations between its one or two inputs and its outputs; ``methods``:
-    the encodings of a spiking one."""
+    the encodings of a spiking one; ``sigma_delta``: with those neurons also at the stage snn, where no pass would mix
+    them with others."""
     d = Draft(draw, stage)
     method = draw(st.sampled_from(methods))
     image, small = (st.tuples(st.integers(1, 4), st.integers(n, 7), st.integers(n, 7)) for n in (3, 1))
@@ -220,6 +306,7 @@ def graphs(draw: Draw, stage: Stage, most: int = 10, methods: tuple[str, ...] = 
     x = heads[0]
     for _ in range(draw(st.integers(1, most))):
         anywhere, spatial = MAKERS[stage]
+        anywhere = [*anywhere, *SIGMA_DELTA] if sigma_delta and stage is Stage.SNN else anywhere
         flat = len(d.type(x).shape) < 3
         new = draw(st.sampled_from(anywhere if flat else [*spatial, *anywhere, _reshape, _flatten]))(d, x)
         # Mostly on from the last value, sometimes from an earlier one.
@@ -231,7 +318,7 @@ def graphs(draw: Draw, stage: Stage, most: int = 10, methods: tuple[str, ...] = 
     return graph
 
 
-any_graph = st.sampled_from(list(Stage)).flatmap(graphs)
+any_graph = st.sampled_from(list(Stage)).flatmap(lambda stage: graphs(stage, sigma_delta=True))
 
 
 def inputs(graph: Graph, n: int, timesteps: int, seed: int) -> list[Array]:
@@ -285,7 +372,7 @@ _FREE = {  # float attributes that no type depends on
 @st.composite
 def hostile_graphs(draw: Draw, stage: Stage) -> Graph:
     """A graph of ``stage`` whose names, places, locations and numbers try the text form."""
-    graph = draw(graphs(stage, most=5))
+    graph = draw(graphs(stage, most=5, sigma_delta=True))
     fresh = draw(st.lists(names, min_size=len(graph.nodes), max_size=len(graph.nodes), unique=True))
     new = dict(zip((n.name for n in graph.nodes), fresh, strict=True))
     nodes = []

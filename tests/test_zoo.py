@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-
-from tests.zoo import SEQUENTIAL_ZOO, ZOO, build, example_input, random_model, resnet152
+from zoo import SEQUENTIAL_ZOO, ZOO, build, example_input, random_model, resnet152
 
 ACTIVATIONS = {"relu", "relu_", "relu6", "clamp", "hardtanh", "hardtanh_"}
 

@@ -43,24 +43,26 @@ def _if(op: ops.If, x: Tensor, timesteps: int, type: Type, params: Params) -> Re
 
 
 def _current(x: Tensor) -> Tensor:
-    """A synaptic sum in the state's least significant bits, within 24 bits."""
-    if x.abs().max() >= STATE:
-        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
-    return _wrap(x * 2**SHIFT)
+    """A synaptic sum in the state's least significant bits."""
+    loihi.need_sums(_size(x))
+    return x * 2.0**SHIFT
+
+
+def _size(x: Tensor) -> float:
+    low, high = torch.aminmax(x)
+    return max(-float(low), float(high))
 
 
 def _wrap(u: Tensor) -> Tensor:
-    if u.abs().max() < STATE:
+    size = _size(u)
+    if size < STATE:
         return u
+    loihi.need_state(size)
     return torch.where(u > STATE, u - 2 * STATE, torch.where(u <= -STATE, u + 2 * STATE, u))
 
 
 def _decay(x: Tensor, amount: int) -> Tensor:
-    if amount == 0:
-        return x
-    if amount == UNITY:
-        return torch.zeros_like(x)
-    return x.sign() * (x.abs() * (UNITY - amount) / UNITY).floor()
+    return x if amount == 0 else (x * (UNITY - amount) / UNITY).trunc_()
 
 
 def _cuba_lif(op: loihi.CubaLif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
@@ -69,7 +71,7 @@ def _cuba_lif(op: loihi.CubaLif, x: Tensor, timesteps: int, type: Type, params: 
     u = torch.zeros_like(v)
     y = x.new_empty((timesteps, *x.shape[1:]))
     forgets = op.decay_u == UNITY
-    x = _current(x) if forgets else x * 2**SHIFT
+    x = _wrap(_current(x)) if forgets else _current(x)
     for t, now in _inputs(x, timesteps):
         u = now if forgets else _wrap(_decay(u, op.decay_u) + now)
         v = (_decay(v, op.decay_v) + u + b).clamp_(1 - STATE, STATE - 1)
@@ -84,7 +86,7 @@ def _atr_lif(op: loihi.AtrLif, x: Tensor, timesteps: int, type: Type, params: Pa
     v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:])
     r = torch.zeros_like(v)
     y = x.new_empty((timesteps, *x.shape[1:]))
-    for t, now in _inputs(_current(x), timesteps):
+    for t, now in _inputs(_wrap(_current(x)), timesteps):
         v = (v + now + b).clamp_(1 - STATE, STATE - 1)
         torch.ge(v - r, theta, out=y[t])
         r = r + y[t] * (2 * theta)
@@ -92,6 +94,8 @@ def _atr_lif(op: loihi.AtrLif, x: Tensor, timesteps: int, type: Type, params: Pa
 
 
 def _delta(op: loihi.Delta, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    if type.integer:
+        loihi.need_state(_size(x) * op.scale)
     y, rest = _changes(x, timesteps, op.threshold)
     return y * op.scale, torch.stack([x[-1], rest], dim=1)
 
@@ -110,9 +114,11 @@ def _changes(a: Tensor, timesteps: int, threshold: int) -> Result:
 
 
 def _sums(x: Tensor, timesteps: int, type: Type) -> Tensor:
-    if type.integer and x.abs().max() >= STATE:
-        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
-    return x.expand(timesteps, *x.shape[1:]).cumsum(0)
+    sigma = x.expand(timesteps, *x.shape[1:]).cumsum(0)
+    if type.integer:
+        loihi.need_sums(_size(x))
+        loihi.need_state(_size(sigma))
+    return sigma
 
 
 def _sigma_delta(op: loihi.SigmaDelta, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:

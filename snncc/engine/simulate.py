@@ -38,8 +38,8 @@ class Simulation:
 
     Attributes:
         outputs: of every output of the graph, the mean over time of its real value (N, *shape), float64.
-        spikes: of recorded spike values, whole numbers of spikes (T, N, *shape), int8 or int32; of integer messages,
-            what they carry.
+        spikes: of recorded spike values, whole numbers of spikes (T, N, *shape), int8, int32 or int64; of integer
+            messages, what they carry.
         values: of other recorded values, float64 (T, N, *shape) as the stage holds them (integers count units).
         final: neurons' membrane potentials after the last step (N, *shape), float64, if asked for.
         counts: all spikes or messages of every value that neurons send, over time, samples and neurons.
@@ -179,11 +179,13 @@ class _Steps:
             row = np.abs(store[op.weight].astype(np.float64)).reshape(op.weight.shape[0], -1).sum(1).max()
             return largest[0] * float(row) + (_largest(store[op.bias]) if op.bias is not None else 0.0)
         if isinstance(op, loihi.CubaLif | loihi.AtrLif):
-            charge = 2 * op.theta * self.timesteps if isinstance(op, loihi.AtrLif) else 0  # what its r may hold
-            exact = not isinstance(op, loihi.CubaLif) or (op.decay_u, op.decay_v) == (loihi.UNITY, 0)
-            # Float32 rounds sums above 2**24 only, which saturate anyway; but products with decays are larger.
-            size = max(largest[0], charge) * 2.0**loihi.SHIFT
-            return max(size, loihi.STATE) if exact else max(size, 2.0 * loihi.STATE) * loihi.UNITY
+            size = loihi.STATE + largest[0] * 2.0**loihi.SHIFT
+            size += 0.0 if op.bias is None else _largest(store[op.bias])
+            if isinstance(op, loihi.AtrLif):
+                # r rises by 128 theta, from where it is 64 theta below v. (Far below 0, v - r may round: no matter.)
+                return max(size, loihi.STATE + op.theta * 2.0**loihi.SHIFT)
+            # A current that lasts may grow, and decays multiply it.
+            return size if (op.decay_u, op.decay_v) == (loihi.UNITY, 0) else max(size, loihi.SUM) * loihi.UNITY
         if isinstance(op, loihi.Delta | loihi.SigmaDelta | loihi.Sigma):
             offset = 0.0 if isinstance(op, loihi.Delta) or op.bias is None else _largest(store[op.bias])
             times = op.scale if isinstance(op, loihi.Delta) else self.timesteps
@@ -213,8 +215,9 @@ class _Steps:
     def _keep(self, node: Node, y: Tensor, result: Simulation) -> None:
         y = y.expand(self.timesteps, *y.shape[1:])
         if node.type.domain is Domain.SPIKE or (node.type.domain is Domain.MESSAGE and node.type.integer):
-            y = self._counts(node, y)
-            result.spikes[node.name] = y.to(torch.int8 if y.abs().max() <= 127 else torch.int32).numpy(force=True)
+            y, largest = self._counts(node, y), float(y.abs().max())
+            narrow = next(d for d in (torch.int8, torch.int32, torch.int64) if largest <= torch.iinfo(d).max)
+            result.spikes[node.name] = y.to(narrow).numpy(force=True)
         else:
             result.values[node.name] = y.double().numpy(force=True)
 

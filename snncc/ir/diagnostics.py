@@ -51,6 +51,7 @@ CODES: dict[str, str] = {
     "SNN064": "operation that the chip does not have",
     "SNN065": "threshold or potential out of range",
     "SNN066": "weights, biases or configuration out of range",
+    "SNN067": "network that the emitted form cannot hold",
     "SNN070": "option",
     "SNN071": "file that cannot be read",
     "SNN072": "incomplete folder",

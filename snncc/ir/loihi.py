@@ -17,8 +17,11 @@ from snncc.ir.ops import OPS, ShapeError, Stateful, times
 from snncc.ir.types import Array, Domain, Param, PerChannel, Store, Type, per_channel
 
 STATE = 2**23  # u and v have 24 bits, v saturates at STATE - 1
+SUM = 2**29  # Lava adds in 32 bits, which two sums below this and two biases cannot leave
+INT32 = 2**31 - 1  # what Lava's variables hold
 SHIFT = 6  # synaptic sums and thresholds are shifted by so many bits into the state
 UNITY = 2**12  # a decay of so much forgets all
+V0 = (1 - STATE // 2**SHIFT, STATE // 2**SHIFT - 1)  # what v can start at
 
 
 def bias_of(bias: Param | None, store: Store, type: Type) -> Array | float:
@@ -30,18 +33,39 @@ def bias_of(bias: Param | None, store: Store, type: Type) -> Array | float:
 
 
 def decay(x: Array, amount: int) -> Array:
-    """``x`` with ``amount`` of 4096 parts taken off its magnitude, rounded down."""
-    return np.asarray(np.sign(x) * np.floor(np.abs(x) * (UNITY - amount) / UNITY))
+    """``x`` less ``amount`` of its 4096 parts, rounded towards zero."""
+    return np.asarray(np.trunc(x * (UNITY - amount) / UNITY))
 
 
 def wrap(u: Array) -> Array:
-    """A current within 24 bits: what goes over comes in at the other end, once."""
+    """A current within 24 bits: what goes over comes in at the other end, once (a current far outside stays there)."""
+    need_state(_size(u))
     return np.asarray(np.where(u > STATE, u - 2 * STATE, np.where(u <= -STATE, u + 2 * STATE, u)))
 
 
-def _need_sums(x: Array) -> None:
-    if np.abs(x).max(initial=0.0) >= STATE:
-        raise OverflowError("synaptic sums beyond the 24 bits that Lava's connections have")
+def need_sums(most: float) -> None:
+    """Refuse synaptic sums of up to ``most`` in size that Lava's connections do not hold."""
+    if most >= STATE:
+        raise OverflowError(f"synaptic sums of {most:.0f}, beyond the 24 bits that Lava's connections have")
+
+
+def need_state(most: float) -> None:
+    """Refuse currents and sums over time of up to ``most`` in size that may overflow in Lava, which does not tell."""
+    if most >= SUM:
+        raise OverflowError(f"a state of {most:.0f}, beyond 2**29: sums with it may leave the 32 bits that Lava has")
+
+
+def _size(x: Array) -> float:
+    return float(np.abs(x).max(initial=0.0))
+
+
+def _need_whole(name: str, value: PerChannel | None, low: int, high: int, store: Store) -> None:
+    """Raise ShapeError where ``value`` is not whole or outside ``low`` to ``high``."""
+    if value is None or (isinstance(value, Param) and value not in store):  # read from text alone
+        return
+    numbers = np.asarray(store[value] if isinstance(value, Param) else value)
+    if not ((numbers == np.rint(numbers)) & (low <= numbers) & (numbers <= high)).all():
+        raise ShapeError(f"{name} must be whole and {low} to {high}")
 
 
 class LoihiNeuron(Stateful):
@@ -50,14 +74,19 @@ class LoihiNeuron(Stateful):
     free_unit: ClassVar[bool] = True
     bias: Param | None
     domain: ClassVar[Domain] = Domain.SPIKE
+    ranges: ClassVar[dict[str, tuple[int, int]]] = {}  # of its other numbers, which are whole
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
         (x,) = args
         if self.bias is not None and self.bias.shape not in (x.shape, x.shape[:1]):
             raise ShapeError(f"bias {self.bias.shape} is neither per channel nor per neuron of {x.shape}")
-        v0 = getattr(self, "v0", None)
-        if isinstance(v0, Param) and v0.shape != x.shape[:1]:
-            raise ShapeError(f"v0 must have one value per channel for {x.shape}")
+        if x.integer:
+            _need_whole("bias", self.bias, -SUM, SUM, store)
+        for name, (low, high) in self.ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, Param) and value.shape != x.shape[:1]:
+                raise ShapeError(f"{name} must have one value per channel for {x.shape}")
+            _need_whole(name, value, low, high, store)
         return replace(x, domain=self.domain)
 
 
@@ -76,6 +105,12 @@ class CubaLif(LoihiNeuron):
     decay_v: int = 0
     v0: PerChannel = 0
     mnemonic: ClassVar[str] = "cuba_lif"
+    ranges: ClassVar[dict[str, tuple[int, int]]] = {
+        "threshold": (0, INT32),
+        "decay_u": (0, UNITY),
+        "decay_v": (0, UNITY),
+        "v0": V0,
+    }
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         x = xs[0] + np.asarray(bias_of(self.bias, store, out)) / 2**SHIFT
@@ -88,7 +123,7 @@ class CubaLif(LoihiNeuron):
         return state
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
-        _need_sums(x)
+        need_sums(_size(x))
         u = wrap(decay(state[:, 0], self.decay_u) + x * 2**SHIFT)
         v = decay(state[:, 1], self.decay_v) + u + bias_of(self.bias, store, type)
         v = np.clip(v, 1 - STATE, STATE - 1)
@@ -109,6 +144,7 @@ class AtrLif(LoihiNeuron):
     bias: Param | None = None
     v0: PerChannel = 0
     mnemonic: ClassVar[str] = "atr_lif"
+    ranges: ClassVar[dict[str, tuple[int, int]]] = {"theta": (1, INT32), "v0": V0}
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         x = xs[0] + np.asarray(bias_of(self.bias, store, out)) / 2**SHIFT
@@ -121,13 +157,11 @@ class AtrLif(LoihiNeuron):
         return state
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
-        _need_sums(x)
+        need_sums(_size(x))
         v = state[:, 0] + wrap(x * 2.0**SHIFT) + bias_of(self.bias, store, type)
         v = np.clip(v, 1 - STATE, STATE - 1)
-        spikes = v - state[:, 1] >= self.theta * 2**SHIFT
-        return np.stack([v, state[:, 1] + spikes * (self.theta * 2.0 ** (SHIFT + 1))], axis=1), spikes.astype(
-            np.float64
-        )
+        spikes = (v - state[:, 1] >= self.theta * 2**SHIFT).astype(np.float64)
+        return np.stack([v, state[:, 1] + spikes * (2 * self.theta * 2**SHIFT)], axis=1), spikes
 
 
 # --- sigma-delta: messages carry changes -----------------------------------------------------------------------------
@@ -144,6 +178,10 @@ class Delta(Stateful):
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
         (x,) = args
+        _need_whole("threshold", self.threshold, 0, INT32, store)
+        _need_whole("scale", self.scale, 1, INT32, store)
+        if not x.integer and self.scale != 1:
+            raise ShapeError("a scale among floats")
         return replace(x, domain=Domain.MESSAGE, unit=times(x.unit, 1.0 / self.scale, store) if x.integer else 1.0)
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
@@ -154,9 +192,18 @@ class Delta(Stateful):
         return np.zeros((n, 2, *type.shape))
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        if type.integer:
+            need_state(_size(x) * self.scale)
         change = x - state[:, 0] + state[:, 1]
         sent = np.where(np.abs(change) >= self.threshold, change, 0.0)
         return np.stack([x, change - sent], axis=1), np.asarray(sent * self.scale)
+
+
+def _add_up(sigma: Array, x: Array, type: Type) -> Array:
+    if type.integer:
+        need_sums(_size(x))
+        need_state(_size(sigma + x))
+    return np.asarray(sigma + x)
 
 
 @dataclass(frozen=True)
@@ -176,6 +223,7 @@ class SigmaDelta(LoihiNeuron):
     mnemonic: ClassVar[str] = "sigma_delta"
     free_unit: ClassVar[bool] = False
     domain: ClassVar[Domain] = Domain.MESSAGE
+    ranges: ClassVar[dict[str, tuple[int, int]]] = {"threshold": (0, INT32), "shift": (0, 31)}
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
         if self.activation not in ("relu", "none"):
@@ -198,9 +246,7 @@ class SigmaDelta(LoihiNeuron):
         return np.zeros((n, 3, *type.shape))
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
-        if type.integer:
-            _need_sums(x)
-        sigma = state[:, 0] + x
+        sigma = _add_up(state[:, 0], x, type)
         a = self._activation(sigma, type, store)
         change = a - state[:, 1] + state[:, 2]
         sent = np.where(np.abs(change) >= self.threshold, change, 0.0)
@@ -226,9 +272,8 @@ class Sigma(LoihiNeuron):
         return np.zeros((n, *type.shape))
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
-        if type.integer:
-            _need_sums(x)
-        return state + x, np.asarray(state + x + bias_of(self.bias, store, type))
+        sigma = _add_up(state, x, type)
+        return sigma, np.asarray(sigma + bias_of(self.bias, store, type))
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -245,6 +290,7 @@ class Delay(Stateful):
         (x,) = args
         if isinstance(self.steps, Param) and self.steps.shape != x.shape[:1]:
             raise ShapeError(f"one delay per channel for {x.shape}")
+        _need_whole("steps", self.steps, 0, INT32, store)
         return x
 
     def amounts(self, type: Type, store: Store) -> Array:
@@ -267,3 +313,44 @@ class Delay(Stateful):
 
 
 OPS.update({op.mnemonic: op for op in (CubaLif, AtrLif, Delta, SigmaDelta, Sigma, Delay)})
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+
+def synapse_weights(weights: Array) -> Array:
+    """The weights that a dense layer of netx computes with, given those in its file: (O, I) whole numbers to int64.
+
+    netx scales weights up until they fill 8 bits, Lava clips and truncates them, and scales the sums back. Weights of
+    both signs within [-256, 254] and non-negative ones to 255 stay what they are. Else: of both signs, they are clipped
+    to that range; of one sign, beyond it they all become 0; of none positive, the largest magnitude shrinks where it is
+    a power of two, even to 0 or to half, and below -128 all become 0 if one is 0 and one odd. Sources: lava-dl 0.6.0,
+    netx/utils.py (optimize_weight_bits); lava-nc 0.10.0, utils/weightutils.py (clip_weights, truncate_weights) and
+    proc/dense/models.py (PyDenseModelBitAcc).
+
+    Raises:
+        ValueError: there are no such weights, with the reason.
+    """
+    w = np.asarray(weights).astype(np.int64)
+    low, high = int(w.min()), int(w.max())
+    if low == high == 0:
+        raise ValueError("all weights are zero: netx fails to scale them")
+    if low < 0 < high:
+        w = np.clip(w, -256, 254)
+        low, high = int(w.min()), int(w.max())
+    signed = int(low < 0 <= high)  # for netx; Lava's own rule differs at high = 0
+    scale = min(127 / high if high else np.inf, -128 / low) if signed else 255 / high if high > 0 else -256 / low
+    up = int(np.floor(np.log2(scale))) + signed
+    if up < 0:
+        return np.zeros_like(w)  # numpy's shift by a negative number
+    even = next(n for n in range(8, -1, -1) if not (w % 2**n).any()) - signed
+    mixed = low < 0 < high
+    cut = up + even + mixed
+    if cut < 0:
+        return np.zeros_like(w)
+    sign = -1 if not mixed and low < 0 else 1
+    scaled = np.clip(sign * w * 2**up, -256 if mixed else 0, 255)
+    scaled = sign * ((scaled >> cut) << cut)
+    if (scaled % 2**up).any():
+        raise ValueError("the lowest weight becomes half a number, and Lava rounds sums down")
+    return np.asarray(scaled >> up)

@@ -21,7 +21,7 @@ class Canonicalize(Pass):
     operation that it belongs to: shape changes, concatenation and max pooling commute with it."""
 
     name: ClassVar[str] = "canonicalize"
-    requires: ClassVar[tuple[Stage, ...]] = (Stage.ANN,)
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.ANN, Stage.FOLDED)
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:

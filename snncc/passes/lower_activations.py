@@ -14,8 +14,14 @@ from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 @dataclass(frozen=True)
 class SpikingOutput(Pass):
-    """Put a ReLU behind every output that has no activation: for hardware whose outputs are spikes."""
+    """Put a ReLU behind every output that has no activation: for hardware whose outputs are spikes.
 
+    Attributes:
+        direct: whether outputs must be activations themselves, at most reshaped; else pooled, sliced and joined ones
+            are taken as they are.
+    """
+
+    direct: bool = False
     name: ClassVar[str] = "spiking-output"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     relation: ClassVar[Relation] = Relation.LOSSY
@@ -24,16 +30,11 @@ class SpikingOutput(Pass):
         bare = set()  # values that get a ReLU
         for name in graph.outputs:
             node = graph[name]
-            if _is_activated(graph, node):
+            if _is_activated(graph, node, self.direct):
                 continue
-            context.report(
-                Diagnostic(
-                    "SNN033",
-                    f"output `{name}` has no activation: the chip answers with spikes, so scores below 0 read as 0",
-                    node.loc,
-                    Severity.NOTE,
-                )
-            )
+            if not _is_activated(graph, node):
+                text = f"output `{name}` has no activation: the chip answers with spikes, so scores below 0 read as 0"
+                context.report(Diagnostic("SNN033", text, node.loc, Severity.NOTE))
             # In front of shape changes, directly behind the layer: canonicalize's form. Nobody else must read that.
             alone = not graph.users[name]
             while alone and isinstance(node.op, ops.Flatten | ops.Reshape | ops.Slice):
@@ -54,13 +55,13 @@ def _read_once(graph: Graph, name: str) -> bool:
     return len(graph.users[name]) == 1 and name not in graph.outputs
 
 
-def _is_activated(graph: Graph, node: Node) -> bool:
-    """Whether the value is an activation's, perhaps through pooling and shape changes."""
+def _is_activated(graph: Graph, node: Node, direct: bool = False) -> bool:
+    """Whether the value is an activation's, perhaps reshaped and, unless ``direct``, pooled, sliced and joined."""
     if isinstance(node.op, ops.Activation):
         return True
     pools = (ops.AvgPool, ops.AdaptiveAvgPool, ops.SumPool, ops.MaxPool)
-    moves = (ops.Flatten, ops.Reshape, ops.Slice, ops.Pad, ops.Concat, *pools)
-    return isinstance(node.op, moves) and all(_is_activated(graph, p) for p in graph.producers(node))
+    moves = (ops.Flatten, ops.Reshape, *(() if direct else (ops.Slice, ops.Pad, ops.Concat, *pools)))
+    return isinstance(node.op, moves) and all(_is_activated(graph, p, direct) for p in graph.producers(node))
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,12 @@ import numpy as np
 
 from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Param, PerChannel, Severity, Stage, Store, Type, ops
 from snncc.ir.interp import EXACT
+from snncc.ir.loihi import Sigma, SigmaDelta
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
+NEURONS = (ops.If, SigmaDelta, Sigma)
 CHUNK = 1 << 18  # weights that are handled at a time in float64
 
 
@@ -43,6 +45,11 @@ class Quantize(Pass):
         min_bits: warn where most channels' largest weights use fewer bits than this, sign included.
         scale_bits: of the factors that bring a sum's operands to one unit; None: as weights. A shortcut's spikes are
             worth much more than one weight, so with few bits here the other operands' weights lose some.
+        threshold_max: a limit of thresholds that is no power of two, beside ``threshold_bits``.
+        threshold_step: thresholds are multiples of this.
+        current_max: what no neuron's input may exceed in one step, by a bound: all that is excited at once. Biases
+            then fit into their bits with all that add up in a neuron, too.
+        state_bits: of initial potentials; None: as biases.
     """
 
     weight_bits: int = 8
@@ -52,13 +59,17 @@ class Quantize(Pass):
     v_min: int | None = None
     min_bits: int = 5
     scale_bits: int | None = None
+    threshold_max: int | None = None
+    threshold_step: int = 1
+    current_max: int | None = None
+    state_bits: int | None = None
     name: ClassVar[str] = "quantize"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
     ensures: ClassVar[Stage] = Stage.INT
     relation: ClassVar[Relation] = Relation.BOUNDED
 
     def __post_init__(self) -> None:
-        for name in ("weight_bits", "scale_bits", "bias_bits", "threshold_bits", "input_bits"):
+        for name in ("weight_bits", "scale_bits", "bias_bits", "threshold_bits", "input_bits", "state_bits"):
             if getattr(self, name) is not None and not 2 <= getattr(self, name) <= 32:
                 raise ValueError(f"{name} must be 2 to 32, got {getattr(self, name)}")
 
@@ -114,7 +125,7 @@ def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
     others read, or that may pool such, too."""
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        if not isinstance(node.op, ops.Add | ops.If):
+        if not isinstance(node.op, ops.Add | ops.If | SigmaDelta):
             return None
         scaled = []
         for old, new in zip(node.args, args, strict=True):
@@ -150,7 +161,7 @@ def _groups(graph: Graph) -> dict[str, _Group]:
             groups.update(dict.fromkeys(group.factor, group))
         if node.name in groups:
             groups[node.name].members.append(node)
-        elif isinstance(node.op, ops.If):
+        elif isinstance(node.op, NEURONS) and node.args[0] in groups:
             groups[node.args[0]].neurons.append(node)
     return groups
 
@@ -203,8 +214,8 @@ class _Lowering:
             with units_fit(node, self.context):
                 if node.name in self.groups:
                     self._member(node)
-                elif isinstance(node.op, ops.If):
-                    self._neuron(node, node.op)
+                elif isinstance(node.op, NEURONS):
+                    self._neuron(node)
                 elif isinstance(node.op, ops.Encode):
                     self.builder.add(node.name, self._encoding(node, node.op), node.args, node.loc)
                 elif isinstance(node.op, ops.Pad) and node.op.value:
@@ -243,22 +254,27 @@ class _Lowering:
         o = self.options
         shape = group.members[0].type.shape
         weights, biases = self._demands(group, shape[0])
-        thetas = []
+        thetas, states = [], np.zeros(shape[0])
         for node in group.neurons:
             assert isinstance(node.op, ops.If)
             factor = group.factor[node.args[0]]
             thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
-            biases = np.maximum(biases, np.abs(self._array(node.op.v0)) / factor)
-        least = np.maximum(weights, biases / limit(o.bias_bits))
+            states = np.maximum(states, np.abs(self._array(node.op.v0)) / factor)
+        least = np.maximum(weights, states / limit(o.state_bits or o.bias_bits))
+        if o.current_max is not None:
+            currents, biases = self._sums(group, shape[0])
+            least = np.maximum(least, currents / o.current_max)
+        least = np.maximum(least, biases / limit(o.bias_bits))
         if thetas:
-            least = np.maximum(least, np.max(thetas, axis=0) / limit(o.threshold_bits))
+            most_theta = min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
+            least = np.maximum(least, np.max(thetas, axis=0) / (most_theta // o.threshold_step * o.threshold_step))
             theta = min(thetas, key=lambda t: float(t.min()))
             most = theta / least * (1 + 1e-12)  # a rounding must not cost a step of K
             k = most.min()
             if (theta != theta[0]).any():
                 bits = min(o.min_bits, o.weight_bits - 2)
                 k = max(k, np.median(most) * 2.0 ** (bits - 2) / limit(o.weight_bits))
-            group.threshold = max(np.floor(k), 1.0)
+            group.threshold = max(np.floor(k / o.threshold_step), 1.0) * o.threshold_step
             unit = np.where(most >= group.threshold, theta / group.threshold, least)
         else:
             unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
@@ -281,6 +297,50 @@ class _Lowering:
                 weights = np.maximum(weights, largest / (factor * limit(self._width(node))))
                 biases = np.maximum(biases, bias / factor)
         return weights, biases
+
+    def _sums(self, group: _Group, channels: int) -> tuple[Array, Array]:
+        """Per channel, (C,), in the group's real numbers: what the neurons' input cannot exceed in a step, and how much
+        of that are biases."""
+        times = self._times(group)
+        currents, biases = np.zeros(channels), np.zeros(channels)
+        for node in group.members:
+            if isinstance(node.op, ops.Weighted):
+                bias = np.abs(self._real_bias(node))
+                total = np.zeros(len(bias))
+                for rows, w in self._real_weights(node):
+                    total[rows] = np.abs(w, out=w).reshape(len(w), -1).sum(axis=1)
+                total *= self._most(node.args[0])
+                if _along_last(node):
+                    total, bias = total.max(), bias.max()
+                scale = times[node.name] / group.factor[node.name]
+                currents, biases = currents + (total + bias) * scale, biases + bias * scale
+        return currents, biases
+
+    def _times(self, group: _Group) -> dict[str, float]:
+        """How often an integer of each member is added into one that a neuron reads."""
+        times = dict.fromkeys(group.factor, 0.0)
+        for node in group.neurons:
+            times[node.args[0]] = 1.0
+        for node in reversed(group.members):
+            for arg in node.args:
+                if arg in times:
+                    area = prod(node.op.kernel) if isinstance(node.op, ops.SumPool) else 1
+                    times[arg] += times[node.name] * area
+        return times
+
+    def _most(self, name: str) -> float:
+        """What no integer of a value that layers read exceeds in a step: 1 of spikes."""
+        node = self.graph[name]
+        if isinstance(node.op, ops.Encode):
+            source = self.graph[node.args[0]].op
+            assert isinstance(source, ops.Input)
+            constant = node.op.method == "constant"
+            return limit(self.options.input_bits) if constant else max(1.0, ceil(_peak(source) / node.op.unit))
+        if isinstance(node.op, ops.If):
+            return 1.0
+        together = sum if isinstance(node.op, ops.Add) else max
+        area = prod(node.op.kernel) if isinstance(node.op, ops.SumPool) else 1
+        return area * together(self._most(arg) for arg in node.args)
 
     def _width(self, node: Node) -> int:
         """The bits of the node's weights."""
@@ -365,7 +425,9 @@ class _Lowering:
     def _warn(self, code: str, message: str, loc: Loc, hint: str = "") -> None:
         self.context.report(Diagnostic(code, message, loc, Severity.WARNING, hint))
 
-    def _neuron(self, node: Node, op: ops.If) -> None:
+    def _neuron(self, node: Node) -> None:
+        op = node.op
+        assert isinstance(op, ops.If)
         unit = self._array(self.builder.type(node.args[0]).unit)
         theta, group = self._array(op.threshold), self.groups[node.args[0]]
         k, rounding = np.maximum(np.rint(theta / unit), 1), 0.5001 * unit

@@ -11,6 +11,7 @@ from snncc.ir.diagnostics import input_error
 from snncc.targets.base import Options, Target
 from snncc.targets.dynapcnn.chips import CHIPS
 from snncc.targets.dynapcnn.target import Dynapcnn
+from snncc.targets.lava.target import Lava
 from snncc.targets.reference import Reference
 
 GROUP = "snncc.targets"
@@ -22,7 +23,8 @@ def all_targets() -> dict[str, Target]:
     Raises:
         InputError: a target of another package cannot be loaded, or has the name of one that is there already.
     """
-    found: dict[str, Target] = {"reference": Reference(), **{name: Dynapcnn(chip) for name, chip in CHIPS.items()}}
+    own: list[Target] = [Reference(), Lava(), *map(Dynapcnn, CHIPS.values())]
+    found = {target.name: target for target in own}
     for entry in entry_points(group=GROUP):
         try:
             target = entry.load()

@@ -107,6 +107,25 @@ def test_thresholds_and_potentials_per_channel() -> None:
     assert state[0, :, 0].tolist() == [0.0, 0.5]
 
 
+def test_a_gain_is_what_a_spike_is_worth() -> None:
+    store = Store()
+    gain = store.put("gain", np.array([1.5, 2.0]))
+    x = np.full((1, 2), 1.25)
+    floats, integers = Type((2,), "f32", Domain.CURRENT), Type((2,), "i32", Domain.CURRENT, 0.25)
+    for op in (ops.If(0.5, gain=gain), ops.If(0.5, reset="zero", gain=gain)):
+        type = op.infer((floats,), store)
+        assert store[type.unit].tolist() == [0.75, 1.0]  # type: ignore[index]
+        state, y = op.step(op.start(1, type, store), x, type, store)
+        assert y.tolist() == [[0.75, 1.0]]
+        assert state.tolist() == [[0.75, 0.75]] if op.reset == "subtract" else [[0.0, 0.0]]  # without the gain
+        assert op.evaluate([x], type, store).tolist() == [[0.75, 1.0]]
+    op = ops.If(2, gain=1.5)
+    type = op.infer((integers,), store)
+    assert type.unit == 0.75
+    assert op.step(op.start(1, type, store), x, type, store)[1].tolist() == [[0.0, 0.0]]
+    assert op.step(op.start(1, type, store), 2 * x, type, store)[1].tolist() == [[1.0, 1.0]]
+
+
 @given(seeds, st.sampled_from([1, 2, 7]))
 def test_no_spike_hangs_on_the_order_of_summation(seed: int, scale: int) -> None:
     terms = np.random.default_rng(seed).standard_normal(9) / scale

@@ -21,6 +21,7 @@ from snncc.ir import (
     Store,
     Type,
     VerifyError,
+    loihi,
     ops,
     parse,
     print_graph,
@@ -53,6 +54,7 @@ def build(stage: Stage, *steps: ops.Op, unit: float | Param = 1.0) -> Graph:
 ANN = build(Stage.ANN, ops.Conv2d(W), ops.Relu(), ops.Flatten())
 SNN = build(Stage.SNN, ops.Encode("rate"), ops.Conv2d(W), ops.If(1.0))
 INT = build(Stage.INT, ops.Encode("rate", dtype="i8"), ops.Conv2d(W8), ops.If(3), unit=0.5)
+SIGMA_DELTA = build(Stage.SNN, ops.Encode(), loihi.Delta(), loihi.SigmaDelta(), loihi.Sigma())
 MAPPED = replace(build(Stage.MAPPED, ops.Encode("rate", dtype="i8"), ops.Conv2d(W8), ops.If(3), unit=0.5))
 
 
@@ -68,8 +70,13 @@ def other(graph: Graph, name: str, /, **changes: Any) -> Graph:
 
 
 def test_what_is_broken_below_was_whole() -> None:
-    for graph in (ANN, SNN, INT, MAPPED):
+    for graph in (ANN, SNN, INT, MAPPED, SIGMA_DELTA):
         verify(graph)
+
+
+def test_a_loihi_neurons_unit_is_free() -> None:
+    for unit in (0.5, UNITS):
+        verify(other(broken(INT, "n2", op=loihi.CubaLif(3)), "n2", unit=unit))
 
 
 @pytest.mark.parametrize(
@@ -83,6 +90,14 @@ def test_what_is_broken_below_was_whole() -> None:
         ),
         (broken(SNN, "n2", op=ops.Relu()), "n2", "operation relu does not belong in stage snn"),
         (broken(INT, "n1", op=ops.AvgPool((2, 2), (2, 2))), "n1", "avg_pool does not belong in stage int"),
+        (broken(SNN, "n2", op=loihi.CubaLif(1)), "n2", "operation cuba_lif does not belong in stage snn"),
+        (broken(SNN, "n2", op=loihi.AtrLif(1)), "n2", "operation atr_lif does not belong in stage snn"),
+        (broken(SNN, "n2", op=loihi.Delay(1)), "n2", "operation delay does not belong in stage snn"),
+        (broken(ANN, "n1", op=loihi.Sigma()), "n1", "operation sigma does not belong in stage ann"),
+        (other(ANN, "n1", domain=Domain.MESSAGE), "n1", "a message value in stage ann"),
+        (broken(INT, "n2", op=loihi.Delta(scale=2)), "n2", 'domain = "message", unit = 0.25'),
+        (other(broken(INT, "n2", op=loihi.SigmaDelta()), "n2", domain=Domain.MESSAGE), "n2", "unit = 0.5"),
+        (broken(INT, "n2", op=loihi.CubaLif(-1)), "n2", "threshold must be whole"),
         (broken(ANN, "n1", args=("n0", "n0")), "n1", "relu takes 1 operands, has 2"),
         (broken(ANN, "n1", op=ops.Add()), "n1", "add takes 2 operands, has 1"),
         (broken(ANN, "n1", op=ops.Concat(), args=()), "n1", "concat takes one or more operands, has 0"),
@@ -192,6 +207,7 @@ COLOURED = replace(COUNTS, unit=UNITS)
         (ops.Encode(dtype="i4"), (IMAGE,), "unknown dtype 'i4'"),
         (ops.Encode(unit=0.0), (IMAGE,), "not positive"),
         (ops.If(1.0, reset="soft"), (IMAGE,), "unknown reset 'soft'"),
+        (ops.If(1.0, gain=values(3)), (IMAGE,), "one value per channel"),
         (ops.If(values(3)), (IMAGE,), "one value per channel"),
         (ops.If(0.0), (IMAGE,), "threshold is not positive"),
         (ops.If(STORE.put("t", np.array([1.0, -1.0]))), (IMAGE,), "threshold is not positive"),

@@ -1,0 +1,1 @@
+"""Intel's Lava and Loihi 2."""

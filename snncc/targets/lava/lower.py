@@ -1,0 +1,318 @@
+"""From a network to Loihi 2's neurons: what the chip has no way to do is said early, currents get one neuron each, and
+integrate-and-fire neurons become Lava's."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+import numpy as np
+
+from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
+from snncc.ir.loihi import SHIFT, STATE, AtrLif, CubaLif
+from snncc.ir.types import Array, Param, per_channel
+from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.rewrite import Builder, rebuild
+
+
+@dataclass(frozen=True)
+class CheckSynapses(Pass):
+    """Report what no connection between neurons can do, before anything is calibrated.
+
+    Attributes:
+        signed: whether neurons can send values of either sign (sigma-delta), so that layers may follow each other
+            without an activation.
+    """
+
+    signed: bool = False
+    name: ClassVar[str] = "check-synapses"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    relation: ClassVar[Relation] = Relation.EXACT
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        """The same graph."""
+        sums = _sums(graph)
+        for node in graph.nodes:
+            layers = [sums[arg] for arg in node.args if arg in sums]
+            if isinstance(node.op, ops.MaxPool):
+                text = f"`{node.name}` is max pooling, which no synapse computes"
+                hint = "train with nn.AvgPool2d, or with a convolution of stride 2"
+                context.report(Diagnostic("SNN031", text, node.loc, hint=hint))
+            elif isinstance(node.op, ops.Pad) and node.op.value:
+                text = f"`{node.name}` pads with {node.op.value:g}; where no neuron is, nothing can be sent"
+                context.report(Diagnostic("SNN052", text, node.loc, hint="pad with 0"))
+            # A factor per channel goes into the layers before it: absorb-affine.
+            if isinstance(node.op, ops.Conv2d | ops.Linear) and layers and not self.signed:
+                text = f"no activation stands between `{node.name}` and `{layers[0]}`: spikes cannot carry its sums"
+                hint = "put a ReLU between them, merge the two layers, or choose neuron='sigma-delta'"
+                context.report(Diagnostic("SNN032", text, node.loc, hint=hint))
+        if not any(isinstance(n.op, ops.Weighted) for n in graph.nodes):
+            text = "the network has no layer with weights"
+            context.report(Diagnostic("SNN064", text, graph[graph.outputs[0]].loc))
+        return graph
+
+
+def _sums(graph: Graph) -> dict[str, str]:
+    """The values that are sums of layers, perhaps pooled and moved about, and no activation's; with one such layer."""
+    sums: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Weighted | ops.Add):
+            sums[node.name] = node.name
+        elif not isinstance(node.op, ops.Activation) and (layers := [sums[arg] for arg in node.args if arg in sums]):
+            sums[node.name] = layers[0]
+    return sums
+
+
+@dataclass(frozen=True)
+class SeparateCurrents(Pass):
+    """Give every activation sums of its own: what several read is computed for each.
+
+    On the chip it is so anyway, as synapses end at a neuron. Every neuron then has a grid of integers of its own, so
+    that one threshold serves all its channels: Lava's neurons have one number for it.
+    """
+
+    name: ClassVar[str] = "separate-currents"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    relation: ClassVar[Relation] = Relation.EXACT
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        sums = _sums(graph)
+
+        def own(builder: Builder, name: str, by: str, done: dict[str, str]) -> str:
+            """The sum ``name`` for the activation ``by`` alone: itself, if nobody else reads anything of it."""
+            node = graph[name]
+            if name not in sums:
+                return name
+            if name not in done:
+                args = tuple(own(builder, arg, by, done) for arg in node.args)
+                alone = len(graph.users[name]) == 1 and name not in graph.outputs and args == node.args
+                done[name] = name if alone else builder.add(builder.unique(f"{name}.to.{by}"), node.op, args, node.loc)
+            return done[name]
+
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            if not isinstance(node.op, ops.Activation):
+                return None
+            return builder.copy(node, (own(builder, node.args[0], node.name, {}),))
+
+        return rebuild(graph, visit)
+
+
+@dataclass(frozen=True)
+class AbsorbAffine(Pass):
+    """Move factors and shifts per channel (a batch norm behind a sum or a concatenation, as in DenseNet) into the
+    layers that the sum comes from. After separate-currents these serve one activation alone, so they can take them."""
+
+    name: ClassVar[str] = "absorb-affine"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
+    relation: ClassVar[Relation] = Relation.EXACT
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        sums = _sums(graph)
+
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            op = node.op
+            if not isinstance(op, ops.Affine) or node.args[0] not in sums:
+                return None
+            scale = graph.value(op.weight).astype(np.float64)
+            shift = np.zeros_like(scale) if op.bias is None else graph.value(op.bias).astype(np.float64)
+            new = _Absorb(builder, sums.keys(), node).into(node.args[0], args[0], scale, shift)
+            if new is None:
+                text = f"the factors of `{node.name}` cannot be moved into the layers before it"
+                hint = "put the batch norm directly behind a layer, a sum or a concatenation of channels"
+                context.report(Diagnostic("SNN032", text, node.loc, hint=hint))
+            return new
+
+        return rebuild(graph, visit)
+
+
+@dataclass(frozen=True)
+class _Absorb:
+    """Builds ``scale * value + shift`` without the affine operation ``by``."""
+
+    builder: Builder
+    sums: Collection[str]
+    by: Node
+
+    def into(self, name: str, now: str, scale: Array, shift: Array) -> str | None:
+        """The new value's name; None where the factors cannot go.
+
+        Args:
+            name: the value in the old graph.
+            now: the same in the new one, built already.
+            scale, shift: (C,) each.
+        """
+        node, store = self.builder.nodes[now], self.builder.store
+        op, old = node.op, self.builder.source[name]
+        if name not in self.sums:
+            weight, bias = store.put("weight", scale.astype(np.float32)), store.put("bias", shift.astype(np.float32))
+            return self._add(now, ops.Affine(weight, bias), now)
+
+        def below(i: int, scale: Array, shift: Array) -> str | None:
+            return self.into(old.args[i], node.args[i], scale, shift)
+
+        match op:
+            case ops.Conv2d() | ops.Linear() | ops.Affine() if len(node.type.shape) != 2:
+                if isinstance(op, ops.Affine) and old.args[0] in self.sums:
+                    return None  # it could not go either
+                rows = scale.reshape(-1, *(1,) * (len(op.weight.shape) - 1))
+                before = 0.0 if op.bias is None else store[op.bias].astype(np.float64)
+                weight = store.put(op.weight.name, (store[op.weight] * rows).astype(np.float32))
+                bias = store.put(f"{op.weight.name}.shift", (before * scale + shift).astype(np.float32))
+                return self._add(now, replace(op, weight=weight, bias=bias), *node.args)
+            case ops.Add():
+                return self._add(now, op, below(0, scale, shift), below(1, scale, np.zeros_like(shift)))
+            case ops.Concat(axis=0):
+                ends = np.cumsum([self.builder.type(arg).shape[0] for arg in node.args])[:-1]
+                parts = zip(np.split(scale, ends), np.split(shift, ends), strict=True)
+                return self._add(now, op, *(below(i, *part) for i, part in enumerate(parts)))
+            case ops.AvgPool(padding=(0, 0), ceil_mode=False, divisor=0) | ops.AdaptiveAvgPool():
+                return self._add(now, op, below(0, scale, shift))
+        return None
+
+    def _add(self, now: str, op: ops.Op, *args: str | None) -> str | None:
+        found = tuple(arg for arg in args if arg is not None)
+        title = self.builder.unique(f"{now}.{self.by.name}")
+        loc = self.builder.nodes[now].loc.merge(self.by.loc)
+        return self.builder.add(title, op, found, loc) if len(found) == len(args) else None
+
+
+@dataclass(frozen=True)
+class LowerNeurons(Pass):
+    """Replace integrate-and-fire neurons by Lava's: LIF where the reset is to zero, ATRLIF where it subtracts.
+
+    Biases move from the layers, where every current has its own, into the neurons, where the chip has them.
+    """
+
+    name: ClassVar[str] = "lower-neurons"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.INT,)
+    relation: ClassVar[Relation] = Relation.EXACT
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        constant = _at_rest(graph)
+
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            op = node.op
+            if isinstance(op, ops.Conv2d | ops.Linear | ops.Affine) and op.bias is not None:
+                return builder.copy(node, args, replace(op, bias=None))
+            if not isinstance(op, ops.If):
+                return None
+            assert isinstance(op.threshold, int), "separate-currents left one threshold for all channels"
+            bias = _bias(builder, node, constant[node.args[0]])
+            theta, odd = divmod(op.threshold, 2)
+            if op.reset == "zero":
+                new: ops.Op = CubaLif(op.threshold - 1, bias, v0=op.v0)  # strictly greater
+            else:
+                assert not odd, "quantize was asked for even thresholds"
+                new = AtrLif(theta, bias, _minus(builder, node, theta))
+            return builder.add(node.name, new, args, node.loc, node.type.unit)
+
+        result = rebuild(graph, visit)
+        _check_state(result, context)
+        return result
+
+
+def _at_rest(graph: Graph) -> dict[str, Array]:
+    """What flows into every neuron while nothing is sent: the biases, wherever they come from. (*shape) by value."""
+    rest: dict[str, Array] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Input | ops.Encode | ops.If):
+            rest[node.name] = np.zeros((1, *node.type.shape))
+        else:
+            rest[node.name] = node.op.evaluate([rest[arg] for arg in node.args], node.type, graph.store)
+    return {name: value[0] for name, value in rest.items()}
+
+
+def _bias(builder: Builder, node: Node, current: Array) -> Param | None:
+    """A neuron's bias in 1/64 of a unit: per channel (C,) if it is the same in a channel, else per neuron."""
+    if not current.any():
+        return None
+    rows = current.reshape(len(current), -1)
+    value = rows[:, 0] if (rows == rows[:, :1]).all() else current
+    return builder.store.put(f"{node.name}.bias", (value * 2**SHIFT).astype(np.int32))
+
+
+def _minus(builder: Builder, node: Node, theta: int) -> int | Param:
+    """ATRLIF's initial potential: it starts at theta of its own accord."""
+    assert isinstance(node.op, ops.If)
+    v0 = node.op.v0
+    if isinstance(v0, Param):
+        return builder.store.put(f"{node.name}.v0", (builder.store[v0] - theta).astype(np.int32))
+    return int(v0) - theta
+
+
+def reach(graph: Graph, node: Node, timesteps: int) -> tuple[float, float, float]:
+    """How far a neuron's integers can go: (largest sum in a step, largest and smallest charge over ``timesteps``), in
+    units of the synaptic sum. A bound: it takes all that excites, or all that inhibits, to come at once in every
+    step."""
+    high, low = _sum_bounds(graph, node.args[0])
+    bias = np.zeros(())
+    op = node.op
+    assert isinstance(op, CubaLif | AtrLif)
+    if op.bias is not None:
+        bias = graph.value(op.bias).reshape(len(graph.value(op.bias)), -1) / 2**SHIFT
+    v0 = np.asarray(per_channel(op.v0, graph.store, 1))
+    most = float(np.max(v0) + timesteps * max(0.0, high + float(np.max(bias))))
+    least = float(np.min(v0) + timesteps * min(0.0, low + float(np.min(bias))))
+    return max(high, -low), most, least
+
+
+def _sum_bounds(graph: Graph, name: str) -> tuple[float, float]:
+    """The largest and smallest integer that a value can take in a step."""
+    node = graph[name]
+    op = node.op
+    if isinstance(op, ops.Encode):
+        return _encoded(graph, node)
+    if node.type.domain is Domain.SPIKE and isinstance(op, CubaLif | AtrLif):
+        return 1.0, 0.0
+    bounds = [_sum_bounds(graph, arg) for arg in node.args]
+    if isinstance(op, ops.Weighted):
+        weight = graph.value(op.weight).astype(np.float64).reshape(op.weight.shape[0], -1)
+        up, down = np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
+        ((high, low),) = bounds
+        return float((up * high + down * low).max()), float((up * low + down * high).min())
+    if isinstance(op, ops.Add):
+        return sum(b[0] for b in bounds), sum(b[1] for b in bounds)
+    area = int(np.prod(op.kernel)) if isinstance(op, ops.SumPool) else 1
+    # Zeros come in where something pads.
+    return area * max(0.0, *(b[0] for b in bounds)), area * min(0.0, *(b[1] for b in bounds))
+
+
+def _encoded(graph: Graph, node: Node) -> tuple[float, float]:
+    source = graph[node.args[0]].op
+    assert isinstance(source, ops.Input) and isinstance(node.op, ops.Encode)
+    if node.op.method in ("bernoulli", "spikes"):
+        return 1.0, 0.0
+    high = (
+        np.ceil((source.high or 0.0) / node.op.unit)
+        if node.op.method == "rate"
+        else (source.high or 0.0) / node.op.unit
+    )
+    return float(np.rint(high)), float(np.rint(min(0.0, (source.low or 0.0) / node.op.unit)))
+
+
+def _check_state(graph: Graph, context: Context) -> None:
+    """Say where 24 bits may not be enough. Simulation and Lava do the same then; but it is no longer the network."""
+    limit = (STATE - 1) >> SHIFT
+    unproved: dict[str, float] = {}
+    for node in graph.nodes:
+        if not isinstance(node.op, CubaLif | AtrLif):
+            continue
+        total, most, least = reach(graph, node, context.timesteps)
+        if total > limit:
+            text = f"what flows into `{node.name}` in one step may reach {total:,.0f}, and wraps around at {limit:,}"
+            hint = "calibrate with data that covers the input's range, or choose fewer weight_bits"
+            found = Diagnostic("SNN065", text, node.loc, Severity.WARNING, hint, limit=limit, found=total)
+            context.report(found)
+        charge = max(most, -least) if isinstance(node.op, AtrLif) else -least
+        if charge > limit:
+            unproved[node.name] = charge
+    if unproved:
+        worst = max(unproved, key=lambda name: unproved[name])
+        names = ", ".join(f"`{name}`" for name in list(unproved)[:3]) + (", ..." if len(unproved) > 3 else "")
+        text = (
+            f"the potentials of {len(unproved)} layers ({names}) are not proved to stay within 24 bits: if all input "
+            f"came at once in each of {context.timesteps} steps, those of `{worst}` would reach {unproved[worst]:,.0f} "
+            f"of {limit:,}, where they saturate, here and on the chip"
+        )
+        context.report(Diagnostic("SNN065", text, graph[worst].loc, Severity.NOTE, limit=limit, found=unproved[worst]))

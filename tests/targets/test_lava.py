@@ -1,0 +1,179 @@
+"""The Lava target without Lava: what its passes keep, what a program computes, and what is refused. What Lava itself
+makes of it is in tests/vendor."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lavanets import lava_network
+from torch import nn
+from zoo import ZOO, build, example_input
+
+import snncc
+from snncc.compiled import CompiledModel
+from snncc.engine import Simulation, TorchEngine
+from snncc.ir import CompileError, Graph, InputError
+from snncc.ir.loihi import AtrLif, CubaLif
+from snncc.ir.types import Array
+from snncc.targets.lava.program import Connection, Program
+
+T = 8
+# No max pooling, and every layer behind an activation.
+TAKEN = [name for name in ZOO if name not in ("vgg", "resnet18", "functional")]
+
+
+@lru_cache
+def compiled(name: str, reset: str) -> tuple[CompiledModel, Array]:
+    x = np.asarray(example_input(ZOO[name].input_shape, 2, seed=1))
+    return snncc.compile(build(name), "lava", calibration=x, reset=reset, timesteps=T, bias="keep"), x
+
+
+def generated(seed: int, **options: Any) -> tuple[CompiledModel, Array]:
+    model, shape = lava_network(np.random.default_rng(seed))
+    x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
+    return snncc.compile(model, "lava", calibration=x, timesteps=T, bias="keep", **options), x
+
+
+def as_matrix(connection: Connection) -> Array:
+    """What a connection computes, by brute force: the answer to every unit vector."""
+    shape = connection.shape
+    if connection.kind == "sparse":
+        assert connection.rows is not None and connection.columns is not None and connection.values is not None
+        assert connection.values.dtype == np.int8
+        matrix = np.zeros(shape)
+        np.add.at(matrix, (connection.rows, connection.columns), connection.values.astype(float))
+        return matrix * 2.0**connection.exponent
+    assert connection.weight is not None and connection.weight.dtype == np.int8 and not connection.delay
+    if connection.kind == "dense":
+        return connection.weight.astype(float)
+    g = connection.geometry
+    units = torch.eye(shape[1], dtype=torch.float64).reshape(shape[1], *g["input_shape"])
+    weight = torch.from_numpy(connection.weight.astype(float))
+    answer = F.conv2d(units, weight, None, g["stride"], g["padding"], g["dilation"], g["groups"])
+    return answer.reshape(shape[1], -1).numpy().T
+
+
+def check_currents(program: Program, done: Simulation) -> Counter[str]:
+    """Hold what the connections bring to every population against what the graph says flows into its neurons. In
+    layer time, delays only make up for ways of unequal length."""
+    seen: Counter[str] = Counter()
+    depth = {name: 0 for name, _, _ in program.inputs} | {p.name: p.depth for p in program.populations}
+    for population, connections in program.layers():
+        operand = done.graph[population.name].args[0]
+        wanted = done.values[operand].reshape(-1, population.size)
+        got = np.zeros_like(wanted)
+        for c in connections:
+            sent = done.spikes[c.source] if c.source in done.spikes else done.values[c.source]
+            got += sent.reshape(len(wanted), -1).astype(float) @ as_matrix(c).T
+            assert c.delay == population.depth - 1 - depth[c.source] >= 0
+            seen.update([c.kind, *(["delay"] if c.delay else []), *(["exponent"] if c.exponent else [])])
+        np.testing.assert_array_equal(got, wanted)
+    return seen
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("name", TAKEN)
+def test_the_zoo(name: str, reset: str) -> None:
+    """Lava's neurons send what the integer stage's neurons send, and the program's connections compute its sums."""
+    model, x = compiled(name, reset)
+    before = next(r.graph for r in model.records if r.label.startswith("quantize"))
+    program = Program(model.graph)
+    assert not program.diagnostics
+    check_currents(program, model.simulate(x, record="all"))
+    assert same_spikes(before, model, x)
+
+
+def same_spikes(before: Graph, model: CompiledModel, x: Array) -> bool:
+    wanted = TorchEngine().simulate(before, x, timesteps=T, record="spikes").spikes
+    got = model.simulate(x, record="spikes").spikes
+    assert any(s.any() for s in wanted.values())
+    return all(np.array_equal(wanted[name], got[name]) for name in wanted)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), reset=st.sampled_from(["subtract", "zero"]))
+def test_generated_networks(seed: int, reset: str) -> None:
+    model, x = generated(seed, reset=reset)
+    before = next(r.graph for r in model.records if r.label.startswith("quantize"))
+    assert same_spikes(before, model, x)
+    check_currents(Program(model.graph), model.simulate(x, record="all"))
+
+
+def test_generated_networks_have_everything() -> None:
+    """The generator, and so the test above, reaches every kind of connection."""
+    seen: Counter[str] = Counter()
+    for seed in range(20):
+        model, x = generated(seed)
+        seen += check_currents(Program(model.graph), model.simulate(x, record="all"))
+    assert seen.keys() == {"conv", "dense", "sparse", "delay", "exponent"}
+
+
+# --- neurons --------------------------------------------------------------------------------------------------------
+
+
+def test_neurons_by_reset() -> None:
+    for reset, kind in (("subtract", AtrLif), ("zero", CubaLif)):
+        model, _ = compiled("lenet_bn", reset)
+        neurons = [n.op for n in model.graph.nodes if isinstance(n.op, AtrLif | CubaLif)]
+        assert len(neurons) == 4 and all(isinstance(op, kind) for op in neurons)
+        assert not any(getattr(n.op, "bias", None) is not None and n.op.mnemonic == "conv2d" for n in model.graph.nodes)
+
+
+def test_thresholds_leave_room_for_the_charge() -> None:
+    """ATRLIF's potential is never reset: a spike in each step has to fit into 24 bits."""
+    for timesteps in (4, 64, 1000):
+        x = np.asarray(example_input(ZOO["mlp"].input_shape, 4, seed=1))
+        model = snncc.compile(build("mlp"), "lava", calibration=x, timesteps=timesteps, bias="keep")
+        thetas = [n.op.theta for n in model.graph.nodes if isinstance(n.op, AtrLif)]
+        assert thetas and max(thetas) <= 4095
+        assert 2 * max(thetas) * (timesteps + 1) <= 131071
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------
+
+
+def refused(model: nn.Module, shape: tuple[int, ...], **options: Any) -> list[tuple[str, str]]:
+    x = np.random.default_rng(0).random((4, *shape)).astype(np.float32)
+    with pytest.raises((CompileError, InputError)) as caught:
+        snncc.compile(model, "lava", calibration=x, bias="keep", **options)
+    return [(d.code, d.message) for d in caught.value.diagnostics if d.severity.value == "error"]
+
+
+CONV = nn.Conv2d(1, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("model", "code", "words"),
+    [
+        (nn.Sequential(CONV, nn.ReLU(), nn.MaxPool2d(2)), "SNN031", "max pooling"),
+        (nn.Sequential(CONV, nn.Conv2d(2, 2, 1), nn.ReLU()), "SNN032", "no activation stands between"),
+        (nn.Sequential(nn.ConstantPad2d(1, 0.5), CONV, nn.ReLU()), "SNN052", "pads with 0.5"),
+        (nn.Sequential(nn.ReLU(), nn.Flatten()), "SNN064", "no layer with weights"),
+        (nn.Sequential(CONV, nn.Sigmoid()), "SNN001", ""),
+    ],
+)
+def test_what_no_synapse_computes(model: nn.Module, code: str, words: str) -> None:
+    found = refused(model.eval(), (1, 6, 6))
+    assert code in [c for c, _ in found]
+    assert any(words in text for c, text in found if c == code)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"weight_bits": 9}, "weights have 8 bits"),
+        ({"form": "netx"}, "netx has no neurons that subtract"),
+        ({"form": "hdf5"}, "is unknown"),
+    ],
+)
+def test_refused_options(options: dict[str, Any], words: str) -> None:
+    found = refused(nn.Sequential(CONV, nn.ReLU()).eval(), (1, 6, 6), **options)
+    assert [c for c, _ in found] == ["SNN070"] and words in found[0][1]

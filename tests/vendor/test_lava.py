@@ -1,0 +1,225 @@
+"""Real Lava on what the compiler makes: every spike of every layer equals our simulation's.
+
+Starting Lava takes seconds, so many generated networks run as one: a process graph of several networks that have
+nothing to do with each other is a process graph, too.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lavanets import lava_network
+from torch import nn
+from zoo import ZOO, build, example_input
+
+import snncc
+from snncc.compiled import CompiledModel
+from snncc.ir.types import Array
+
+pytestmark = pytest.mark.vendor
+T, N = 8, 2
+
+
+@pytest.fixture
+def python(sdk_python: Callable[[str], Path]) -> Path:
+    return sdk_python("lava")
+
+
+class Tally:
+    """How many values were compared, and how many of them differ."""
+
+    def __init__(self) -> None:
+        self.networks = self.compared = self.different = self.spikes = 0
+
+    def add(self, model: CompiledModel, x: Any, got: dict[str, Array], timesteps: int | None = None) -> None:
+        wanted = model.simulate(x, timesteps, record="all")
+        assert got, "nothing was recorded"
+        for name, value in got.items():
+            mine = wanted.spikes[name] if name in wanted.spikes else wanted.values[name]
+            assert value.shape == mine.shape
+            self.compared += value.size
+            self.different += int((value != mine).sum())
+            self.spikes += int(np.count_nonzero(value))
+        self.networks += 1
+
+    def __str__(self) -> str:
+        return (
+            f"{self.networks} networks, {self.compared:,} values compared ({self.spikes:,} of them not 0), "
+            f"{self.different} different"
+        )
+
+
+def hold(tally: Tally) -> None:
+    print(f"\n{tally}")
+    assert tally.different == 0 and tally.spikes > tally.compared / 100, str(tally)
+
+
+def run_together(python: Path, folder: Path, models: list[CompiledModel], xs: list[Array]) -> list[dict[str, Array]]:
+    """What every layer of each network sent, all run in one process graph by the emitted runner."""
+    joined: dict[str, Any] = {}
+    arrays: dict[str, Array] = {}
+    for i, model in enumerate(models):
+        files = model.target.files(model.graph, model.options)
+        network = json.loads(files["network.json"])
+        assert network["form"] == "process"
+
+        def rename(value: Any, i: int = i) -> Any:
+            return f"n{i}.{value}"
+
+        for entry in network["inputs"] + network["populations"]:
+            entry["name"] = rename(entry["name"])
+        for entry in network["connections"]:
+            for key in ("source", "destination", "weight", "rows", "columns", "values"):
+                if key in entry and (key, entry[key]) != ("source", "pulses"):
+                    entry[key] = rename(entry[key])
+        for entry in network["populations"]:
+            entry["arrays"] = {what: rename(key) for what, key in entry["arrays"].items()}
+        assert "pulses" not in network, "sigma-delta networks run alone"
+        network["outputs"] = [rename(name) for name in network["outputs"]]
+        npz = files["network.npz"]
+        assert isinstance(npz, bytes)
+        with np.load(io.BytesIO(npz)) as file:
+            arrays.update({rename(name): file[name] for name in file.files})
+        if not joined:
+            joined = network
+        else:
+            for key in ("inputs", "populations", "connections", "outputs"):
+                joined[key] += network[key]
+            joined["latency"] = max(joined["latency"], network["latency"])
+    for name, content in models[0].target.files(models[0].graph, models[0].options).items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (folder / "network.json").write_text(json.dumps(joined))
+    np.savez(folder / "network.npz", **arrays)  # type: ignore[arg-type]
+    np.savez(folder / "input.npz", **{f"x{i}": x for i, x in enumerate(xs)})  # type: ignore[arg-type]
+    line = [
+        python,
+        "run.py",
+        "--input",
+        "input.npz",
+        "--output",
+        "output.npz",
+        "--record",
+        "all",
+        "--timesteps",
+        str(T),
+    ]
+    done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with np.load(folder / "output.npz") as file:
+        spikes = {key.partition("/")[2]: file[key] for key in file.files if key.startswith("spikes/")}
+    return [
+        {name.removeprefix(f"n{i}."): v for name, v in spikes.items() if name.startswith(f"n{i}.")}
+        for i in range(len(models))
+    ]
+
+
+def coded(model: CompiledModel, x: Array) -> Array:
+    """The integers that go into a network with a constant input."""
+    encode = next(n for n in model.graph.nodes if n.op.mnemonic == "encode")
+    return np.rint(x.astype(np.float64) / encode.op.unit).astype(np.int32)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("part", range(10))
+def test_generated_networks(python: Path, tmp_path: Path, part: int) -> None:
+    """25 networks at a time, either reset: shortcuts, branches of unequal depth, pooling, groups, dilation, biases."""
+    models, xs, inputs = [], [], []
+    for seed in range(part * 25, part * 25 + 25):
+        net, shape = lava_network(np.random.default_rng(seed))
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((N, *shape)).astype(np.float32)
+        model = snncc.compile(
+            net, "lava", calibration=x, timesteps=T, bias="keep", reset=("subtract", "zero")[seed % 2], form="process"
+        )
+        models.append(model)
+        xs.append(x)
+        inputs.append(coded(model, x))
+    tally = Tally()
+    for model, x, got in zip(models, xs, run_together(python, tmp_path, models, inputs), strict=True):
+        tally.add(model, x, got)
+    hold(tally)
+
+
+def chain(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A sequence that netx can hold, with everything that it has."""
+    channels, size, layers = int(rng.integers(1, 4)), [int(n) for n in rng.integers(5, 9, 2)], list[nn.Module]()
+    shape = (channels, *size)
+    for _ in range(int(rng.integers(1, 3))):
+        kernel, stride, padding = int(rng.integers(1, 4)), int(rng.integers(1, 3)), int(rng.integers(0, 2))
+        groups = channels if rng.random() < 0.3 else 1
+        out = groups * int(rng.integers(1, 4))
+        options = {"stride": stride, "padding": padding, "groups": groups, "bias": bool(rng.random() < 0.5)}
+        layers += [nn.Conv2d(channels, out, kernel, **options), nn.ReLU()]  # type: ignore[arg-type]
+        size = [(n + 2 * padding - kernel) // stride + 1 for n in size]
+        channels = out
+        if min(size) >= 2 and not any(n % 2 for n in size) and rng.random() < 0.5:
+            layers.append(nn.AvgPool2d(2))
+            size = [n // 2 for n in size]
+    layers += [nn.Flatten(), nn.Linear(channels * size[0] * size[1], 4, bias=bool(rng.random() < 0.5))]
+    return nn.Sequential(*layers).eval(), shape  # type: ignore[return-value]
+
+
+def test_generated_netx_files(python: Path) -> None:
+    """Loaded by netx itself, several samples in one run, with its own resets."""
+    tally = Tally()
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net, shape = chain(rng)
+        x = rng.random((3, *shape)).astype(np.float32)
+        encoding = ("constant", "rate")[seed % 2]
+        model = snncc.compile(
+            net, "lava", calibration=x, timesteps=T, bias="keep", reset="zero", form="netx", encoding=encoding
+        )
+        tally.add(model, x, model.run(x, python=python, record="all").spikes)
+    hold(tally)
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("name", ["lenet_bn", "bottleneck", "resnet_a", "mobilenet", "densenet", "inception"])
+def test_the_zoo(python: Path, name: str, reset: str) -> None:
+    x = np.asarray(example_input(ZOO[name].input_shape, N, seed=1))
+    model = snncc.compile(build(name), "lava", calibration=x, timesteps=T, bias="keep", reset=reset)
+    done = model.run(x, python=python, record="all")
+    tally = Tally()
+    tally.add(model, x, done.spikes)
+    hold(tally)
+    np.testing.assert_allclose(done.output, model.simulate(x).output, rtol=1e-12)
+
+
+def test_other_timesteps_and_encodings(python: Path) -> None:
+    x = np.asarray(example_input(ZOO["mlp"].input_shape, 3, seed=1)).clip(min=0)
+    tally = Tally()
+    for encoding in ("rate", "bernoulli"):
+        model = snncc.compile(build("mlp"), "lava", calibration=x, timesteps=16, bias="keep", encoding=encoding)
+        tally.add(model, x, model.run(x, 5, python=python, record="all").spikes, 5)
+    spikes = np.random.default_rng(0).integers(0, 2, (6, 3, *ZOO["mlp"].input_shape))
+    model = snncc.compile(build("mlp"), "lava", calibration=x, timesteps=6, bias="keep", encoding="spikes")
+    tally.add(model, spikes, model.run(spikes, python=python, record="all").spikes)
+    hold(tally)
+
+
+def test_validate_and_a_saved_folder(python: Path, tmp_path: Path) -> None:
+    x = np.asarray(example_input(ZOO["mlp"].input_shape, 3, seed=1))
+    model = snncc.compile(build("mlp"), "lava", calibration=x, bias="keep")
+    assert model.validate(python).valid
+    model.save(tmp_path / "built")
+    moved = (tmp_path / "built").rename(tmp_path / "moved")
+    np.savez(moved / "in.npz", x0=coded(model, x))
+    line = [python, "-I", "run.py", "--input", "in.npz", "--output", "out.npz"]
+    done = subprocess.run(line, cwd=moved, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with np.load(moved / "out.npz") as file:
+        unit = snncc.load(moved).graph[model.graph.outputs[0]].type.unit
+        scale = unit if isinstance(unit, float) else model.graph.value(unit)  # type: ignore[arg-type]
+        np.testing.assert_allclose(file["counts0"] * scale / 32, model.simulate(x).output)
