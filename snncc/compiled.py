@@ -127,10 +127,14 @@ class CompiledModel:
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
         its rates tend to."""
+        import torch
+
         from snncc.engine import TorchEngine
 
         graph = self._stage(stage)
-        return TorchEngine().run(graph, *as_arrays(x))[graph.outputs[0]]
+        exact = graph.stage in (Stage.INT, Stage.MAPPED)  # integers need not fit into float32
+        dtype = torch.float64 if exact else torch.float32
+        return TorchEngine().run(graph, *as_arrays(x), dtype=dtype)[graph.outputs[0]]
 
     def _stage(self, name: str | None) -> Graph:
         if name is None:

@@ -57,7 +57,7 @@ mpmath==1.3.0 ninja==1.13.2 opencv-python-headless==4.11.0.86 packaging==26.3 pi
 pyparsing==3.3.3 pytest==7.4.4 python-dateutil==3.0.0 six==1.17.0 sympy==1.14.0 tomli==2.5.0 torch==2.3.1
 torchvision==0.18.1 traceback2==1.4.0 typing-extensions==4.16.0 tzdata==2026.6 unittest2==1.1.0
 execnet==2.1.2 hypothesis==6.168.5 markdown-it-py==4.3.0 mdurl==0.1.2 pygments==2.21.0 pytest-xdist==3.8.0 rich==15.0.0
-safetensors==0.8.0 sortedcontainers==2.4.0
+immutabledict==4.3.1 ordered-set==4.1.0 safetensors==0.8.0 sortedcontainers==2.4.0 xdsl==0.73.0
 """
 
 # What torch 2.3.1 brings along there and nowhere else.

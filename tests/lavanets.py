@@ -41,6 +41,76 @@ class _Part(nn.Module):
         return x[:, 1::2]
 
 
+class LeNet(nn.Module):
+    """Two convolutions with average pooling, two linear layers, for (1, 28, 28)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.AvgPool2d(2)
+        )
+        self.classifier = nn.Sequential(nn.Flatten(), nn.Linear(400, 84), nn.ReLU(), nn.Linear(84, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.classifier(self.features(x))
+
+
+class VggLike(nn.Module):
+    """Pairs of 3 x 3 convolutions with batch norm, pooling between them, for (1, 28, 28)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers, channels = list[nn.Module](), 1
+        for width in (8, 16):
+            for _ in range(2):
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+            layers.append(nn.AvgPool2d(2))
+        self.layers = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16 * 49, 32), nn.ReLU(), nn.Linear(32, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+class ResNet8(nn.Module):
+    """Three stages of one residual block each (He et al. 2016, for CIFAR), for (1, 28, 28)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(channels: int, out: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+            made = nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False)
+            return nn.Sequential(made, nn.BatchNorm2d(out))
+
+        self.stem = nn.Sequential(conv(1, 8), nn.ReLU())
+        self.stages = nn.Sequential(
+            *(
+                _Residual(
+                    nn.Sequential(conv(channels, out, stride=stride), nn.ReLU(), conv(out, out)),
+                    nn.Identity() if stride == 1 else conv(channels, out, 1, stride),
+                )
+                for channels, out, stride in ((8, 8, 1), (8, 16, 2), (16, 32, 2))
+            )
+        )
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.stages(self.stem(x)))
+
+
+def trained(name: str, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
+    """LeNet, VggLike or ResNet8 after an epoch on images (N, 1, 28, 28) with classes (N,); in eval mode."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net: nn.Module = {"LeNet": LeNet, "VggLike": VggLike, "ResNet8": ResNet8}[name]()
+        optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for batch in torch.randperm(len(x)).split(32):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(x[batch]), y[batch]).backward()
+            optimizer.step()
+    return net.eval()
+
+
 def lava_network(rng: np.random.Generator) -> tuple[nn.Module, Shape]:
     """A network drawn from ``rng`` in eval mode, and its input shape. Equal seeds give equal networks."""
     seed = int(rng.integers(2**31))

@@ -16,18 +16,19 @@ from snncc.ir.types import Array
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 MOST = 700  # elements of a value; larger results are not added
-STEPS = 16  # integer graphs are refused by nothing that runs them for so many steps, on what `inputs` gives
+STEPS = 16  # nothing refuses integers for being too large in so many steps of what `inputs` gives
 
 
 class Draft:
     """A graph that grows node by node from drawn numbers."""
 
-    def __init__(self, draw: Draw, stage: Stage) -> None:
+    def __init__(self, draw: Draw, stage: Stage, every: bool) -> None:
         self.draw, self.stage, self.store = draw, stage, Store()
         self.nodes: dict[str, Node] = {}
         self.largest: dict[str, float] = {}  # of integers: what no value exceeds in size
         self.rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
         self.integer = stage in (Stage.INT, Stage.MAPPED)
+        self.gains = every or self.integer
 
     def type(self, name: str) -> Type:
         return self.nodes[name].type
@@ -191,7 +192,8 @@ def _if(d: Draft, x: str) -> str | None:
         threshold = d.draw(st.sampled_from([1.0, 0.7, 0.001, thetas]))
         v0 = d.draw(st.sampled_from([0.0, 0.35, d.store.put("v0", d.rng.uniform(-0.5, 0.5, channels))]))
         v_min = d.draw(st.sampled_from([None, 0.0, -0.3]))
-    gain = d.draw(st.sampled_from([1.0, 1.0, 1.25, d.store.put("gain", d.rng.uniform(0.9, 1.5, channels))]))
+    gains = [1.0, 1.25, d.store.put("gain", d.rng.uniform(0.9, 1.5, channels))]
+    gain = d.draw(st.sampled_from(gains)) if d.gains else 1.0
     return d.add(ops.If(threshold, v0, reset, v_min, gain), x)
 
 
@@ -285,12 +287,12 @@ def graphs(
     stage: Stage,
     most: int = 10,
     methods: tuple[str, ...] = ops.Encode.METHODS,
-    sigma_delta: bool = False,
+    every: bool = False,
 ) -> Graph:
     """A graph of ``stage`` with up to ``most`` operations between its one or two inputs and its outputs; ``methods``:
-    the encodings of a spiking one; ``sigma_delta``: with those neurons also at the stage snn, where no pass would mix
-    them with others."""
-    d = Draft(draw, stage)
+    the encodings of a spiking one; ``every``: at the stage snn, too, with sigma-delta neurons among others, and with
+    gains: what no pass makes."""
+    d = Draft(draw, stage, every)
     method = draw(st.sampled_from(methods))
     image, small = (st.tuples(st.integers(1, 4), st.integers(n, 7), st.integers(n, 7)) for n in (3, 1))
     shape = draw(st.one_of(image, image, image, small, st.tuples(st.integers(1, 9))))
@@ -306,7 +308,7 @@ def graphs(
     x = heads[0]
     for _ in range(draw(st.integers(1, most))):
         anywhere, spatial = MAKERS[stage]
-        anywhere = [*anywhere, *SIGMA_DELTA] if sigma_delta and stage is Stage.SNN else anywhere
+        anywhere = [*anywhere, *SIGMA_DELTA] if every and stage is Stage.SNN else anywhere
         flat = len(d.type(x).shape) < 3
         new = draw(st.sampled_from(anywhere if flat else [*spatial, *anywhere, _reshape, _flatten]))(d, x)
         # Mostly on from the last value, sometimes from an earlier one.
@@ -318,7 +320,7 @@ def graphs(
     return graph
 
 
-any_graph = st.sampled_from(list(Stage)).flatmap(lambda stage: graphs(stage, sigma_delta=True))
+any_graph = st.sampled_from(list(Stage)).flatmap(lambda stage: graphs(stage, every=True))
 
 
 def inputs(graph: Graph, n: int, timesteps: int, seed: int) -> list[Array]:
@@ -372,7 +374,7 @@ _FREE = {  # float attributes that no type depends on
 @st.composite
 def hostile_graphs(draw: Draw, stage: Stage) -> Graph:
     """A graph of ``stage`` whose names, places, locations and numbers try the text form."""
-    graph = draw(graphs(stage, most=5, sigma_delta=True))
+    graph = draw(graphs(stage, most=5, every=True))
     fresh = draw(st.lists(names, min_size=len(graph.nodes), max_size=len(graph.nodes), unique=True))
     new = dict(zip((n.name for n in graph.nodes), fresh, strict=True))
     nodes = []

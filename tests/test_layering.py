@@ -133,6 +133,13 @@ def test_emitted_runners_stand_alone() -> None:
             assert roots <= sys.stdlib_module_names | {"numpy", *SDK_PARTS, *SDKS}, path
 
 
+def test_the_file_that_imports_lava_keeps_the_rest_of_the_rule() -> None:
+    """It runs where lava-dl is, and its exemption in snncc/targets/ruff.toml is from all of TID251."""
+    names = set(imports(PACKAGE / "targets/lava/slayer.py"))
+    assert {name.split(".")[1] for name in names if name.startswith("snncc.")} <= LAYERS["targets"] | {"targets"}
+    assert {name for name in names if name.split(".")[0] in SDKS} == {"lava.lib.dl.slayer"}
+
+
 def test_sdk_stands_below_the_targets() -> None:
     assert {name for name in imports(PACKAGE / "sdk.py") if name.startswith("snncc") and ".ir" not in name} == set()
 

@@ -8,6 +8,7 @@ Every function takes the input x (T, N, *shape), or (1, N, *shape) where it is t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -26,26 +27,39 @@ def _inputs(x: Tensor, timesteps: int) -> Iterator[tuple[int, Tensor]]:
     yield from ((t, x[t if len(x) > 1 else 0]) for t in range(timesteps))
 
 
+# The loops over time write into tensors that are there: new ones in every step would cost more than what is computed.
+
+
 def _if(op: ops.If, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
     theta = params.channels(op.threshold, type, x.dtype)
     grid = params(np.asarray(op.grid(type, params.store), np.float64), x.dtype)
     spike = torch.ones_like(theta) if type.integer else theta * params.channels(op.gain, type, x.dtype)
-    v = params.channels(op.v0, type, x.dtype).expand(x.shape[1:])
-    y = x.new_empty((timesteps, *x.shape[1:]))
+    v = params.channels(op.v0, type, x.dtype).expand(x.shape[1:]).clone()
+    y, fires = x.new_empty((timesteps, *x.shape[1:])), torch.empty_like(v, dtype=torch.bool)
     for t, now in _inputs(x, timesteps):
-        v = v + (now if type.integer else (now / grid).round_() * grid)
-        fires = v >= theta
-        v = v - fires * theta if op.reset == "subtract" else v.masked_fill(fires, 0.0)
-        if op.v_min is not None:
-            v = v.clamp(min=op.v_min)
+        v += now if type.integer else (now / grid).round_() * grid
+        torch.ge(v, theta, out=fires)
         torch.mul(fires, spike, out=y[t])
+        if op.reset == "zero":
+            v.masked_fill_(fires, 0.0)
+        else:
+            v -= fires * theta
+        if op.v_min is not None:
+            v.clamp_(min=op.v_min)
     return y, v
 
 
 def _current(x: Tensor) -> Tensor:
-    """A synaptic sum in the state's least significant bits."""
-    loihi.need_sums(_size(x))
-    return x * 2.0**SHIFT
+    """A synaptic sum in the state's least significant bits, within 24 of them."""
+    size = _size(x)
+    loihi.need_sums(size)
+    return x * 2.0**SHIFT if size * 2.0**SHIFT < STATE else _wrap(x * 2.0**SHIFT)
+
+
+def _unclipped(v: Tensor, x: Tensor, b: Tensor) -> float:
+    """For how many steps a potential cannot reach the ends of its 24 bits, whatever the order of its input."""
+    step = _size(x) + _size(b)
+    return (STATE - 1 - _size(v)) // step if step else inf
 
 
 def _size(x: Tensor) -> float:
@@ -67,29 +81,41 @@ def _decay(x: Tensor, amount: int) -> Tensor:
 
 def _cuba_lif(op: loihi.CubaLif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
     b, threshold = bias(op, type, params, x.dtype), op.threshold * 2**SHIFT
-    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:])
+    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:]).clone()
     u = torch.zeros_like(v)
-    y = x.new_empty((timesteps, *x.shape[1:]))
+    y, fires = x.new_empty((timesteps, *x.shape[1:])), torch.empty_like(v, dtype=torch.bool)
     forgets = op.decay_u == UNITY
-    x = _wrap(_current(x)) if forgets else _current(x)
+    if not forgets:
+        loihi.need_sums(_size(x))
+    x = _current(x) if forgets else x * 2.0**SHIFT
+    unclipped = _unclipped(v, x, b) if forgets else 0
     for t, now in _inputs(x, timesteps):
         u = now if forgets else _wrap(_decay(u, op.decay_u) + now)
-        v = (_decay(v, op.decay_v) + u + b).clamp_(1 - STATE, STATE - 1)
-        fires = torch.gt(v, threshold)
-        v = v.masked_fill(fires, 0.0)
-        y[t] = fires
+        v = _decay(v, op.decay_v) if op.decay_v else v
+        v += u
+        v += b
+        if t >= unclipped:
+            v.clamp_(1 - STATE, STATE - 1)
+        y[t] = torch.gt(v, threshold, out=fires)
+        v.masked_fill_(fires, 0.0)
     return y, torch.stack([u, v], dim=1)
 
 
 def _atr_lif(op: loihi.AtrLif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
     b, theta = bias(op, type, params, x.dtype), op.theta * 2**SHIFT
-    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:])
-    r = torch.zeros_like(v)
-    y = x.new_empty((timesteps, *x.shape[1:]))
-    for t, now in _inputs(_wrap(_current(x)), timesteps):
-        v = (v + now + b).clamp_(1 - STATE, STATE - 1)
-        torch.ge(v - r, theta, out=y[t])
-        r = r + y[t] * (2 * theta)
+    v = (params.channels(op.v0, type, x.dtype) * 2**SHIFT).expand(x.shape[1:]).clone()
+    r, above = torch.zeros_like(v), torch.empty_like(v)
+    y, fires = x.new_empty((timesteps, *x.shape[1:])), torch.empty_like(v, dtype=torch.bool)
+    x = _current(x)
+    unclipped = _unclipped(v, x, b)
+    for t, now in _inputs(x, timesteps):
+        v += now
+        v += b
+        if t >= unclipped:
+            v.clamp_(1 - STATE, STATE - 1)
+        torch.sub(v, r, out=above)
+        y[t] = torch.ge(above, theta, out=fires)
+        r.add_(y[t], alpha=2 * theta)
     return y, torch.stack([v, r], dim=1)
 
 

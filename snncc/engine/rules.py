@@ -100,6 +100,11 @@ def _quant_relu(op: ops.QuantRelu, x: Tensor, out: Type, params: Params) -> Tens
     return (x * (op.levels / op.theta) + op.shift).floor().clamp(0, op.levels) * (op.theta / op.levels)
 
 
+def _encode(op: ops.Encode, x: Tensor, out: Type, params: Params) -> Tensor:
+    y = x / op.unit if out.integer else x
+    return y.round() if out.integer and op.method == "constant" else y
+
+
 def _transfer(op: ops.If, x: Tensor, out: Type, params: Params) -> Tensor:
     theta = params.channels(op.threshold, out, x.dtype)
     y = x.clamp(min=0).minimum(theta)
@@ -153,7 +158,7 @@ RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
     ),
     ops.QuantRelu: _quant_relu,
     ops.Floor: lambda op, x, out, params: x.floor(),
-    ops.Encode: lambda op, x, out, params: x / op.unit if out.integer else x,
+    ops.Encode: _encode,
     ops.If: _transfer,
     loihi.CubaLif: _cuba_lif,
     loihi.AtrLif: _atr_lif,

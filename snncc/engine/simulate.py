@@ -132,8 +132,10 @@ class _Steps:
                     y = self._result(node, [live[arg] for arg in node.args], result)
                 live[node.name] = y
                 if node.type.domain in FIRED:
-                    events = y if node.type.domain is Domain.SPIKE else y != 0
-                    total = events.sum(0, dtype=torch.float64) * (self.timesteps // len(y))
+                    events = y if node.type.domain is Domain.SPIKE else (y != 0).to(y.dtype)
+                    # Whole numbers of spikes add up exactly in the type that they have.
+                    total = events.sum(0, dtype=None if node.type.integer else torch.float64).double()
+                    total *= self.timesteps // len(y)
                     fired[node.name] = self._counts(node, total)
                     result.counts[node.name] = int(fired[node.name].sum())
                 if isinstance(node.op, ops.Weighted) and node.args[0] in fired:
@@ -215,7 +217,7 @@ class _Steps:
     def _keep(self, node: Node, y: Tensor, result: Simulation) -> None:
         y = y.expand(self.timesteps, *y.shape[1:])
         if node.type.domain is Domain.SPIKE or (node.type.domain is Domain.MESSAGE and node.type.integer):
-            y, largest = self._counts(node, y), float(y.abs().max())
+            y, largest = self._counts(node, y), max(abs(float(v)) for v in torch.aminmax(y))
             narrow = next(d for d in (torch.int8, torch.int32, torch.int64) if largest <= torch.iinfo(d).max)
             result.spikes[node.name] = y.to(narrow).numpy(force=True)
         else:
@@ -245,7 +247,7 @@ class TorchEngine:
     batches, which changes no result."""
 
     device: str = "cpu"
-    memory: int = 2**30
+    memory: int = 2**26  # larger batches take longer: they leave the caches
 
     def values(
         self, graph: Graph, xs: Sequence[Array], visit: Callable[[str, Array], None], dtype: torch.dtype = torch.float32

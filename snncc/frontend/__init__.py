@@ -1,5 +1,6 @@
-"""The front end: the only place where a PyTorch model enters."""
+"""The front end: the only places where a model enters."""
 
 from snncc.frontend.fx import check_against, trace
+from snncc.frontend.netx import read_netx
 
-__all__ = ["check_against", "trace"]
+__all__ = ["check_against", "read_netx", "trace"]

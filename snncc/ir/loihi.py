@@ -17,7 +17,7 @@ from snncc.ir.ops import OPS, ShapeError, Stateful, times
 from snncc.ir.types import Array, Domain, Param, PerChannel, Store, Type, per_channel
 
 STATE = 2**23  # u and v have 24 bits, v saturates at STATE - 1
-SUM = 2**29  # Lava adds in 32 bits, which two sums below this and two biases cannot leave
+SUM = 2**29  # Lava adds in 32 bits, which two sums below this and their biases cannot leave
 INT32 = 2**31 - 1  # what Lava's variables hold
 SHIFT = 6  # synaptic sums and thresholds are shifted by so many bits into the state
 UNITY = 2**12  # a decay of so much forgets all
@@ -38,7 +38,7 @@ def decay(x: Array, amount: int) -> Array:
 
 
 def wrap(u: Array) -> Array:
-    """A current within 24 bits: what goes over comes in at the other end, once (a current far outside stays there)."""
+    """A current within 24 bits: what goes over comes in at the other end, once, so far outside it stays outside."""
     need_state(_size(u))
     return np.asarray(np.where(u > STATE, u - 2 * STATE, np.where(u <= -STATE, u + 2 * STATE, u)))
 

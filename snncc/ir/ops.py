@@ -681,7 +681,10 @@ class Encode(Op):
         return Type(x.shape, self.dtype, Domain.SPIKE, self.unit)
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
-        return np.asarray(xs[0] / self.unit) if out.integer else xs[0]
+        if not out.integer:
+            return xs[0]
+        y = xs[0] / self.unit
+        return np.asarray(np.rint(y) if self.method == "constant" else y)  # the same in every step, so on average too
 
 
 @dataclass(frozen=True)
@@ -706,16 +709,17 @@ class If(Stateful):
         _need(self.reset in ("subtract", "zero"), f"unknown reset {self.reset!r}; known: subtract, zero")
         for value in (self.threshold, self.v0, self.gain):
             _need(not isinstance(value, Param) or value.shape == x.shape[:1], f"one value per channel for {x.shape}")
-        given: dict[str, PerChannel | None] = {"threshold": self.threshold, "v0": self.v0, "v_min": self.v_min}
+        given: dict[str, PerChannel | None] = {
+            "threshold": self.threshold, "v0": self.v0, "v_min": self.v_min, "gain": self.gain,
+        }  # fmt: skip
         for name, number in given.items():
             if number is None or (isinstance(number, Param) and number not in store):  # read from text alone
                 continue
             numbers = np.asarray(store[number] if isinstance(number, Param) else number)
             _need(bool(np.isfinite(numbers).all()), f"{name} is not finite")
-            _need(name != "threshold" or bool((numbers > 0).all()), "threshold is not positive")
-            _need(
-                not x.integer or bool((numbers == np.rint(numbers)).all()), f"{name} of an integer neuron is not whole"
-            )
+            _need(name not in ("threshold", "gain") or bool((numbers > 0).all()), f"{name} is not positive")
+            whole = name == "gain" or not x.integer or bool((numbers == np.rint(numbers)).all())
+            _need(whole, f"{name} of an integer neuron is not whole")
         unit = times(x.unit if x.integer else 1.0, self.threshold, store)
         return replace(x, domain=Domain.SPIKE, unit=times(unit, self.gain, store))
 

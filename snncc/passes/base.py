@@ -107,7 +107,7 @@ class Pass:
 
     def __str__(self) -> str:
         """``name{option=value ...}``, options that are not the default."""
-        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        given = [f"{f.name}={getattr(self, f.name)!s}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name}{{{' '.join(given)}}}" if given else self.name
 
     def __init_subclass__(cls) -> None:

@@ -28,7 +28,7 @@ from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
-NEURONS = (ops.If, SigmaDelta, Sigma)
+NEURONS = (ops.If, SigmaDelta, Sigma)  # where currents end
 CHUNK = 1 << 18  # weights that are handled at a time in float64
 
 
@@ -74,7 +74,7 @@ class Quantize(Pass):
                 raise ValueError(f"{name} must be 2 to 32, got {getattr(self, name)}")
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        result = _Lowering(self, graph, context).run()
+        result = Lowering(self, graph, context).run()
         _check_growth(result, context)
         return result
 
@@ -92,7 +92,7 @@ def _int_dtype(bits: int) -> type[np.signedinteger]:
 
 
 @dataclass(eq=False)
-class _Group:
+class Group:
     """Currents that share a unit, the real value of one integer step: weighted sums, sums of them and their poolings.
     The unit of a member is ``factor`` times the group's: poolings scale. ``neurons`` read members."""
 
@@ -139,7 +139,7 @@ def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
     return rebuild(graph, visit)
 
 
-def _groups(graph: Graph) -> dict[str, _Group]:
+def _groups(graph: Graph) -> dict[str, Group]:
     """The group of every current, by its name. Sums are of operands that join them."""
     joined: nx.Graph[str] = nx.Graph()
     for node in graph.nodes:
@@ -148,10 +148,10 @@ def _groups(graph: Graph) -> dict[str, _Group]:
             if not isinstance(node.op, ops.Weighted):
                 scale = node.op.scale if isinstance(node.op, ops.SumPool) else 1.0
                 joined.add_edges_from((arg, node.name, {"scale": scale, "to": node.name}) for arg in node.args)
-    groups: dict[str, _Group] = {}
+    groups: dict[str, Group] = {}
     for node in graph.nodes:
         if node.name in joined and node.name not in groups:
-            group = _Group([], {node.name: 1.0}, [])
+            group = Group([], {node.name: 1.0}, [])
             for a, b in nx.bfs_edges(joined, node.name):
                 edge = joined.edges[a, b]
                 group.factor[b] = group.factor[a] * (edge["scale"] if edge["to"] == b else 1 / edge["scale"])
@@ -166,7 +166,7 @@ def _groups(graph: Graph) -> dict[str, _Group]:
     return groups
 
 
-def _grouped(graph: Graph) -> tuple[Graph, dict[str, _Group]]:
+def _grouped(graph: Graph) -> tuple[Graph, dict[str, Group]]:
     """The graph with rescales, and its groups, none of which needs its own unit to choose it, or is pooled and added to
     itself."""
     apart: set[str] = set()
@@ -189,7 +189,7 @@ def _grouped(graph: Graph) -> tuple[Graph, dict[str, _Group]]:
         apart |= stuck
 
 
-def _reads(graph: Graph, groups: dict[str, _Group], name: str) -> Iterator[_Group]:
+def _reads(graph: Graph, groups: dict[str, Group], name: str) -> Iterator[Group]:
     """The groups whose unit the unit of ``name`` depends on. Spikes have that of their neuron."""
     node = graph[name]
     if name in groups:
@@ -199,7 +199,7 @@ def _reads(graph: Graph, groups: dict[str, _Group], name: str) -> Iterator[_Grou
             yield from _reads(graph, groups, arg)
 
 
-class _Lowering:
+class Lowering:
     """Walks the graph once. The unit of a group is chosen when its first member is reached."""
 
     def __init__(self, options: Quantize, graph: Graph, context: Context) -> None:
@@ -245,7 +245,7 @@ class _Lowering:
             group.unit = self._choose(group)
         return np.asarray(group.unit * group.factor[name])
 
-    def _choose(self, group: _Group) -> Array:
+    def _choose(self, group: Group) -> Array:
         """The unit of a group: the finest that lets every weight, bias, threshold and initial potential into its width.
         A whole fraction of the (smallest) threshold, if neurons read the group; else per channel what weights ask.
 
@@ -282,7 +282,7 @@ class _Lowering:
                 unit = np.full_like(unit, unit.max())
         return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
 
-    def _demands(self, group: _Group, channels: int) -> tuple[Array, Array]:
+    def _demands(self, group: Group, channels: int) -> tuple[Array, Array]:
         """Per channel, (C,): the finest unit that lets every weight into its width, and the largest real bias."""
         weights, biases = np.zeros(channels), np.zeros(channels)
         for node in group.members:
@@ -298,7 +298,7 @@ class _Lowering:
                 biases = np.maximum(biases, bias / factor)
         return weights, biases
 
-    def _sums(self, group: _Group, channels: int) -> tuple[Array, Array]:
+    def _sums(self, group: Group, channels: int) -> tuple[Array, Array]:
         """Per channel, (C,), in the group's real numbers: what the neurons' input cannot exceed in a step, and how much
         of that are biases."""
         times = self._times(group)
@@ -316,7 +316,7 @@ class _Lowering:
                 currents, biases = currents + (total + bias) * scale, biases + bias * scale
         return currents, biases
 
-    def _times(self, group: _Group) -> dict[str, float]:
+    def _times(self, group: Group) -> dict[str, float]:
         """How often an integer of each member is added into one that a neuron reads."""
         times = dict.fromkeys(group.factor, 0.0)
         for node in group.neurons:

@@ -14,6 +14,9 @@ a = max(z, 0) it differs by
 
 whatever the order of the spikes: O(1/T) while potentials above zero stay bounded, for if z < 0, then r > 0 only by what
 came in late.
+
+A sigma-delta neuron differs from its activation by the rounding of its bias to a unit of its input, and of what it
+sends to 2^shift of those: at most half of each, as half a message is added to the bias before the rest is cut off.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ import numpy as np
 
 from snncc.ir import Graph, Node, ops
 from snncc.ir.interp import Trace, real, run, simulate
+from snncc.ir.loihi import Delta, Sigma, SigmaDelta, bias_of
 from snncc.ir.types import Array, per_channel
 from snncc.passes.base import Relation
 
@@ -51,8 +55,8 @@ def compare(before: Graph, after: Graph, relation: Relation, *xs: Array, timeste
     """Compare the outputs of two graphs on inputs (N, *shape) under a relation.
 
     EXACT and BOUNDED compare a spiking graph by its transfer function (every neuron a clipped ReLU); EXACT also demands
-    the same spikes where both are spiking. RATE compares the mean over ``timesteps`` of ``after`` to the network
-    ``before``.
+    the same spikes where both are spiking, and the network's outputs in every step where only ``after`` is. RATE
+    compares the mean over ``timesteps`` of ``after`` to the network ``before``.
 
     Raises:
         ValueError: LOSSY, which claims nothing to compare.
@@ -63,6 +67,9 @@ def compare(before: Graph, after: Graph, relation: Relation, *xs: Array, timeste
         pairs = [(run(before, *xs), run(after, *xs))]
         if before.stage.spiking and after.stage.spiking:
             pairs.append((_means(before, xs, timesteps), _means(after, xs, timesteps)))
+        elif after.stage.spiking:
+            steps = simulate(after, *xs, timesteps=timesteps).values
+            pairs += [(pairs[0][0], {n: real(after, n, steps[n][t]) for n in after.outputs}) for t in range(timesteps)]
         return [
             Difference(np.abs(a[old] - b[new]), np.full(a[old].shape, ROUNDING * max(np.abs(a[old]).max(), 1.0)))
             for a, b in pairs
@@ -110,7 +117,8 @@ def _bounds(
             bound[node.name] = _weighted(before, was, after, node, values[origin[node.args[0]]], x[0])
         elif isinstance(op, ops.If):
             if trace is None:
-                bound[node.name] = x[0] + _clip_change(before, after, node)
+                gain = per_channel(op.gain, after.store, len(node.type.shape))
+                bound[node.name] = x[0] * gain + _clip_change(before, after, node)
             else:
                 start = op.start(len(x[0]), node.type, after.store)
                 held = (start - trace.final[node.name]) / trace.timesteps
@@ -120,6 +128,10 @@ def _bounds(
                 # The float neuron rounds its input to its grid.
                 grid = np.asarray(op.grid(node.type, after.store)) if not node.type.integer else 0.0
                 bound[node.name] = x[0] + np.abs(np.maximum(rate - held, 0.0) - rate) + grid
+        elif isinstance(op, Delta):
+            bound[node.name] = x[0]
+        elif isinstance(op, SigmaDelta | Sigma):
+            bound[node.name] = x[0] + _sigma_delta_change(before, after, node)
         elif isinstance(op, ops.Pad):
             # Among integers, its value is rounded to a unit.
             wanted = before[node.name].op.value if known else op.value  # type: ignore[attr-defined]
@@ -190,3 +202,25 @@ def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
     half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
     raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
     return change if raised else np.minimum(change, half)
+
+
+def _sigma_delta_change(before: Graph, after: Graph, node: Node) -> Array:
+    """By how much the neuron may answer otherwise than before, in real numbers: broadcasts over (N, *shape)."""
+    was = before[node.name]
+    change = np.abs(_neuron_bias(after, node) - _neuron_bias(before, was))
+    step = per_channel(after[node.args[0]].type.unit, after.store, len(node.type.shape))
+    if node.type.integer and not was.type.integer:
+        change = np.minimum(change, _HALF * step)  # more, rounding does not explain
+    return np.asarray(change + _half_message(node) * step)
+
+
+def _neuron_bias(graph: Graph, node: Node) -> Array:
+    """The bias of a sigma-delta neuron in real numbers, without what rounds its messages."""
+    assert isinstance(node.op, SigmaDelta | Sigma)
+    step = per_channel(graph[node.args[0]].type.unit, graph.store, len(node.type.shape))
+    return np.asarray((bias_of(node.op.bias, graph.store, node.type) - _half_message(node)) * step)
+
+
+def _half_message(node: Node) -> int:
+    """Half of what a message is worth, in units of the neuron's input; 0 if that is one."""
+    return 2**node.op.shift // 2 if isinstance(node.op, SigmaDelta) else 0

@@ -24,7 +24,7 @@ from snncc.ir.types import Array, PerChannel
 ENGINE = TorchEngine()
 seeds = st.integers(0, 2**32 - 1)
 networks = st.sampled_from([Stage.ANN, Stage.FOLDED]).flatmap(graphs)
-spiking = st.sampled_from([Stage.SNN, Stage.INT, Stage.MAPPED]).flatmap(lambda stage: graphs(stage, sigma_delta=True))
+spiking = st.sampled_from([Stage.SNN, Stage.INT, Stage.MAPPED]).flatmap(lambda stage: graphs(stage, every=True))
 
 
 def chain(stage: Stage, *steps: ops.Op | tuple[ops.Op, PerChannel], store: Store | None = None) -> Graph:
@@ -60,18 +60,18 @@ def test_equals_the_interpreter_in_every_spike(
     want = interp.simulate(graph, *xs, timesteps=timesteps)
     got = ENGINE.simulate(graph, *xs, timesteps=timesteps, record="all", batch_size=batch_size, final=True)
     for name, value in want.values.items():
-        type = graph[name].type
-        assert (name in got.spikes) == (type.domain is Domain.SPIKE or (type.domain is Domain.MESSAGE and type.integer))
+        integer, domain = graph[name].type.integer, graph[name].type.domain
+        assert (name in got.spikes) == (domain is Domain.SPIKE or (domain is Domain.MESSAGE and integer))
         if name in got.spikes:
             np.testing.assert_array_equal(got.spikes[name], want.spikes(name))
             assert got.counts[name] == events(want, name).sum()
             assert got.rates[name] == pytest.approx(events(want, name).mean())
-        elif type.integer:
+        elif integer:
             np.testing.assert_array_equal(got.values[name], value)
         else:
             assert_close(got.values[name], value, 1e-12)
     for node in graph.nodes:
-        assert (node.name in got.final) == (node.op.__class__ in NEURONS)
+        assert (node.name in got.final) == (type(node.op) in NEURONS)
         if isinstance(node.op, ops.If) or (node.name in got.final and node.type.integer):
             np.testing.assert_array_equal(got.final[node.name], want.final[node.name])
         elif node.name in got.final:
@@ -164,19 +164,23 @@ def test_refuses_what_the_interpreter_refuses(
 ) -> None:
     head = ops.Input((1,)), ops.Encode("constant", 1.0, "i32")
     graph = chain(Stage.INT, *head, (op, 1.0) if op.free_unit else op)
+    said = []
     for run in (interp.simulate, ENGINE.simulate):
         run(graph, np.array([[runs[0]]]), timesteps=runs[1])
-        with pytest.raises(OverflowError, match="beyond"):
+        with pytest.raises(OverflowError, match="beyond") as error:
             run(graph, np.array([[refused[0]]]), timesteps=refused[1])
+        said.append(str(error.value))
+    assert said[0] == said[1]
 
 
-def test_biases_beyond_float32() -> None:
+@pytest.mark.parametrize("op", [loihi.CubaLif(2**17 - 1, v0=-1000), loihi.AtrLif(2**17 - 1, v0=-1000)])
+def test_biases_beyond_float32(op: loihi.CubaLif | loihi.AtrLif) -> None:
     store = Store()
-    op = loihi.CubaLif(2**17 - 1, store.put("b", np.array([2**24 + 1])), v0=-1000)
+    op = replace(op, bias=store.put("b", np.array([2**24 + 1])))
     graph = chain(Stage.INT, ops.Input((1,)), ops.Encode("constant", 1.0, "i32"), (op, 1.0), store=store)
     got = ENGINE.simulate(graph, np.array([[1.0 - 2**17]]), timesteps=1, final=True)
     v = 64 * (1 - 2**17) - 64 * 1000 + 2**24 + 1
-    assert got.final["n2"].ravel().tolist() == [64 * (1 - 2**17), v]
+    assert got.final["n2"].ravel().tolist() == ([64 * (1 - 2**17), v] if isinstance(op, loihi.CubaLif) else [v, 0])
 
 
 def test_messages_are_counted_where_they_are_not_zero() -> None:

@@ -4,7 +4,9 @@ through the reference interpreter."""
 from __future__ import annotations
 
 from copy import deepcopy
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from zoo import ZOO, build, example_input, random_model
 
 from snncc.engine import TorchEngine
 from snncc.frontend import trace
-from snncc.ir import Graph
+from snncc.ir import Graph, Node, Stage, ops
 from snncc.ir.diagnostics import errors
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
@@ -26,8 +28,30 @@ from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
 from snncc.passes.lower_activations import LowerActivations, SpikingOutput
 from snncc.passes.lower_pooling import LowerPooling
+from snncc.passes.lower_sigma_delta import LowerSigmaDelta
 from snncc.passes.quantize import Quantize, QuantizeWeights
+from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
 from snncc.passes.relation import compare
+from snncc.passes.rewrite import Builder, rebuild
+
+
+@dataclass(frozen=True)
+class OnlyRelu(Pass):
+    """What sigma-delta neurons have: any activation as ReLU, maxima as averages."""
+
+    name: ClassVar[str] = "only-relu"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.ANN,)
+    relation: ClassVar[Relation] = Relation.LOSSY
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+            op = node.op
+            if isinstance(op, ops.MaxPool):
+                return builder.copy(node, args, ops.AvgPool(op.kernel, op.stride, op.padding, op.ceil_mode))
+            return builder.copy(node, args, ops.Relu()) if isinstance(op, ops.Clamp) else None
+
+        return rebuild(graph, visit)
+
 
 T = 8
 HEAD: list[Pass] = [Canonicalize(), FoldBatchNorm()]
@@ -51,6 +75,15 @@ PIPELINES: dict[str, list[Pass]] = {
     ],
     "fold": [*HEAD, Calibrate(), LowerActivations(), CheckBias("fold"), LowerPooling(), Quantize()],
     "zero reset": [*HEAD, Calibrate(), LowerActivations(reset="zero"), LowerPooling(), Quantize(weight_bits=16)],
+    "sigma-delta": [
+        OnlyRelu(),
+        *HEAD,
+        CheckBias("keep"),
+        Calibrate("max"),
+        LowerSigmaDelta(),
+        LowerPooling(),
+        QuantizeSigmaDelta(),
+    ],
     "k-bit": [*HEAD, QuantizeWeights("k-bit", 4), QuantizeWeights("affine", 6), QuantizeWeights("step", step=0.05)],
 }
 

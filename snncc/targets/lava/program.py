@@ -12,13 +12,13 @@ delayed by the difference, so that everything which belongs together arrives tog
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Node, ops
+from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, ops
 from snncc.ir.diagnostics import input_error
 from snncc.ir.loihi import AtrLif, CubaLif, Delta, Sigma, SigmaDelta, bias_of
 from snncc.ir.types import Array, per_channel
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 NEURONS = (CubaLif, AtrLif, Delta, SigmaDelta, Sigma)
 DIGIT = 7  # bits of one synapse's part of a weight that is too large for one: parts have the exponents 0, 7, 14, ...
+SHIFTS = 7  # lava-nc 0.10.0, sdn/models.py: state_exp has `precision=3`, which nothing enforces
 MOST_DELAY = 62  # netx 0.6 clamps above; 6 bits with 63 (lava-nc, dense/models.py)
-GEOMETRY = 127  # kernel, stride and padding are int8 in lava-nc's Conv (conv/models.py)
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Connection:
             at = np.arange(out)[:, None] * g["stride"][i] - g["padding"][i]
             at = at + np.arange(self.weight.shape[i + 2]) * g["dilation"][i]
             reached *= int(((at >= 0) & (at < g["input_shape"][i + 1])).sum())
-        return reached * self.weight.shape[0] * self.weight.shape[1]
+        return reached * int(self.weight.shape[0] * self.weight.shape[1])
 
     @property
     def stored(self) -> int:
@@ -101,7 +101,7 @@ class Connection:
 
 
 def _span(weight: Array, geometry: dict[str, Any], axis: int) -> int:
-    return int(geometry["dilation"][axis]) * (weight.shape[axis + 2] - 1) + 1
+    return int(geometry["dilation"][axis] * (weight.shape[axis + 2] - 1) + 1)
 
 
 class Program:
@@ -131,7 +131,19 @@ class Program:
                 self.inputs.append((node.name, node.type.shape, _message_bits(graph, node)))
             elif isinstance(node.op, NEURONS):
                 self._population(node)
+        channels = len(self.pulses)  # of all layers, now that they are known
+        self.connections = [
+            replace(c, shape=(c.shape[0], channels)) if c.source == self.PULSES else c for c in self.connections
+        ]
         self.outputs = tuple(self._output(name) for name in graph.outputs)
+        wide = [p.name for p in self.populations if int(p.parameters.get("shift", 0)) > SHIFTS]
+        if wide:
+            names = ", ".join(f"`{name}`" for name in wide[:3]) + (", ..." if len(wide) > 3 else "")
+            text = (
+                f"the messages of {len(wide)} layers ({names}) are sums shifted by more than {SHIFTS} bits. Lava's CPU "
+                "simulation does that; but it declares 3 bits for the shift, and what the chip takes is not published"
+            )
+            self.diagnostics.append(Diagnostic("SNN066", text, graph[wide[0]].loc, Severity.NOTE))
 
     @property
     def latency(self) -> int:
@@ -225,24 +237,21 @@ class Program:
         one synapse's width, from channels that send their digit's worth once a sample."""
         from scipy.sparse import csr_matrix
 
-        digits = []
-        rest = bias.astype(np.int64)
+        values, rows, columns = [], [], []
+        rest, worth = bias.astype(np.int64), 1
         while rest.any():
             digit = _low_digit(rest)
-            digits.append(digit)
-            rest = (rest - digit) >> DIGIT
-        columns = []
-        for i in range(len(digits)):
-            pulse = (depth - 1, 1 << (DIGIT * i))
-            if pulse not in self.pulses:
-                self.pulses.append(pulse)
-            columns.append(self.pulses.index(pulse))
-        if not digits:
+            if (depth - 1, worth) not in self.pulses:
+                self.pulses.append((depth - 1, worth))
+            (used,) = np.nonzero(digit)
+            values.append(digit[used])
+            rows.append(used)
+            columns.append(np.full(len(used), self.pulses.index((depth - 1, worth))))
+            rest, worth = (rest - digit) >> DIGIT, worth << DIGIT
+        if not values:
             return []
-        matrix = np.zeros((len(bias), max(columns) + 1), np.int64)
-        for column, digit in zip(columns, digits, strict=True):
-            matrix[:, column] = digit
-        return [_Synapse(self.PULSES, "sparse", name, matrix=csr_matrix(matrix))]
+        entries = np.concatenate(values), (np.concatenate(rows), np.concatenate(columns))
+        return [_Synapse(self.PULSES, "sparse", name, matrix=csr_matrix(entries, shape=(len(bias), len(self.pulses))))]
 
     def _synapses(self, node: Node) -> Iterator[_Synapse]:
         """What flows into a neuron, one synapse per population that sends."""
@@ -303,8 +312,7 @@ class Program:
             }
         else:
             return []
-        sizes = (*weight.shape[2:], *geometry["stride"], *geometry["padding"], *geometry["dilation"])
-        if max(sizes) > GEOMETRY or geometry["groups"] > GEOMETRY or not _fits(weight):
+        if not _fits(weight):
             return []
         return [_Synapse(below.name, "conv", name, weight=weight, geometry=geometry)]
 

@@ -264,9 +264,10 @@ def run(options: argparse.Namespace, network: dict[str, Any], arrays: dict[str, 
         rows[name] = np.lib.format.open_memmap(folder / f"{i}.npy", "w+", kind, shape)
     start = time.perf_counter()
     process, executable = plan(network, arrays, timesteps, inputs, rows, options.hardware)
+    planned = time.perf_counter() - start
     steps = samples * timesteps + max(populations[name]["depth"] for name in read)
     execute(process, executable, steps, options)
-    seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start - planned
 
     output = {}
     for name, values in rows.items():
@@ -278,7 +279,8 @@ def run(options: argparse.Namespace, network: dict[str, Any], arrays: dict[str, 
             output[f"spikes/{name}"] = spikes.swapaxes(0, 1).astype(np.int8 if small else np.int32)
     with options.output.open("wb") as file:  # given a path, numpy would append .npz
         np.savez(file, **output)
-    return {"output": str(options.output), "samples": samples, "timesteps": timesteps, "seconds": round(seconds, 3)}
+    spent = {"seconds": round(seconds, 3), "build_seconds": round(planned, 3)}
+    return {"output": str(options.output), "samples": samples, "timesteps": timesteps, **spent}
 
 
 def execute(process: Any, executable: Any, steps: int, options: argparse.Namespace) -> None:

@@ -24,7 +24,9 @@ from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
 from snncc.passes.lower_activations import LowerActivations, SpikingOutput
 from snncc.passes.lower_pooling import LowerPooling
+from snncc.passes.lower_sigma_delta import LowerSigmaDelta
 from snncc.passes.quantize import Quantize
+from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
 from snncc.targets.base import Options, Target
 from snncc.targets.lava import netx
 from snncc.targets.lava.loihi2 import LOIHI2, Partition, PlaceOnCores, partition
@@ -61,50 +63,30 @@ class Lava(Target):
         super().accept(options)
         if (options.weight_bits or 8) > 8:
             raise input_error("SNN070", f"weight_bits={options.weight_bits}: the chip's weights have 8 bits")
-        if options.form == "netx" and options.neuron == "if" and options.reset != "zero":
+        if options.neuron == "if" and options.form == "netx" and options.reset != "zero":
             raise input_error(
                 "SNN070",
                 "form='netx' with reset='subtract': netx has no neurons that subtract their threshold",
                 "choose reset='zero', or form='process'",
             )
+        if options.neuron == "if" and options.bias == "fold" and options.reset == "zero":
+            raise input_error(
+                "SNN070",
+                "bias='fold' with reset='zero': the first spike would reset all charge that was given at the start",
+                "choose bias='keep' or 'strip', or reset='subtract'",
+            )
+        if options.neuron == "sigma-delta":
+            plain = Options()
+            wrong = [n for n in ("reset", "threshold", "v0") if getattr(options, n) != getattr(plain, n)]
+            wrong += ["encoding"] if options.encoding not in (None, "constant") else []
+            wrong += ["bias"] if options.bias == "fold" else []
+            for name in wrong:
+                text = f"{name}={getattr(options, name)!r} means nothing to sigma-delta neurons"
+                raise input_error("SNN070", text, "they have no thresholds and no reset, and take constant inputs")
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to cores."""
-        bits = options.weight_bits or 8
-        hard = options.reset == "zero"
-        v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
-        bias, fold = CheckBias(options.bias), options.bias == "fold"
-        # ATRLIF's potential holds all charge so far: one spike a step must fit for all steps.
-        most = LARGEST if hard else min(LARGEST // (options.timesteps + 1), 2 * THETA)
-        return [
-            Canonicalize(),
-            FoldBatchNorm(),
-            CheckSynapses(),
-            SpikingOutput(direct=True),
-            SeparateCurrents(),
-            AbsorbAffine(),
-            Canonicalize(),  # activations behind a concatenation go in front of it, now that nothing is between
-            *([] if fold else [bias]),
-            Calibrate(options.threshold, options.percentile, options.per),
-            LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
-            *([bias] if fold else []),
-            LowerPooling(),  # what no synapse computes, check-synapses has said
-            # Biases: 13 bits of mantissa with the exponent 6 count whole units, as in netx.
-            Quantize(
-                bits,
-                bias_bits=13,
-                threshold_bits=18,
-                scale_bits=15,
-                threshold_max=most,
-                threshold_step=1 if hard else 2,
-                current_max=LARGEST,
-                state_bits=18,
-                # A product of weight and input has to fit under the threshold, which for ATRLIF has some 12 bits.
-                input_bits=8 if hard else 6,
-            ),
-            LowerNeurons(),
-            PlaceOnCores(),
-        ]
+        return _sigma_delta(options) if options.neuron == "sigma-delta" else _integrate_and_fire(options)
 
     def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
         """lava-dl's for netx; for processes lava-nc is enough."""
@@ -160,6 +142,58 @@ class Lava(Target):
         program, cores = _read(graph)
         form, why = self._form(program, options)
         return {"form": form, "why": why, "latency": program.latency, **cores.mapping()}
+
+
+def _integrate_and_fire(options: Options) -> list[Pass]:
+    bits = options.weight_bits or 8
+    hard = options.reset == "zero"
+    v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
+    bias, fold = CheckBias(options.bias), options.bias == "fold"
+    # ATRLIF's potential holds all charge so far: one spike a step must fit for all steps.
+    most = LARGEST if hard else min(LARGEST // (options.timesteps + 1), 2 * THETA)
+    return [
+        Canonicalize(),
+        FoldBatchNorm(),
+        CheckSynapses(),
+        SpikingOutput(direct=True),
+        SeparateCurrents(),
+        AbsorbAffine(),
+        Canonicalize(),  # activations behind a concatenation go in front of it, now that nothing is between
+        *([] if fold else [bias]),
+        Calibrate(options.threshold, options.percentile, options.per),
+        LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
+        *([bias] if fold else []),
+        LowerPooling(),  # what no synapse computes, check-synapses has said
+        # Biases: 13 bits of mantissa with the exponent 6 count whole units, as in netx.
+        Quantize(
+            bits,
+            bias_bits=13,
+            threshold_bits=18,
+            scale_bits=15,
+            threshold_max=most,
+            threshold_step=1 if hard else 2,
+            current_max=LARGEST - 2**12,  # and a bias
+            state_bits=18,
+            # A product of weight and input has to fit under the threshold, which for ATRLIF has some 12 bits.
+            input_bits=8 if hard else 6,
+        ),
+        LowerNeurons(),
+        PlaceOnCores(),
+    ]
+
+
+def _sigma_delta(options: Options) -> list[Pass]:
+    return [
+        Canonicalize(),
+        FoldBatchNorm(),
+        CheckSynapses(signed=True),
+        CheckBias(options.bias),
+        Calibrate("max", per=options.per),
+        LowerSigmaDelta(),
+        LowerPooling(),
+        QuantizeSigmaDelta(options.weight_bits or 8, scale_bits=14, per=options.per),
+        PlaceOnCores(),
+    ]
 
 
 @lru_cache(maxsize=1)  # one compile asks several times

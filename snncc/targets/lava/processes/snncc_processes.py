@@ -74,7 +74,7 @@ class SinkModel(PyLoihiProcessModel):
 
     def __init__(self, proc_params: Any) -> None:
         super().__init__(proc_params)
-        self.rows = np.load(proc_params["path"], mmap_mode="r+")
+        self.rows = np.load(proc_params["path"], mmap_mode="r+", allow_pickle=False)
 
     def run_spk(self) -> None:
         data, row = self.a_in.recv(), self.time_step - 1 - self.proc_params["start"]
