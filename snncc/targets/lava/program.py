@@ -314,7 +314,7 @@ class Program:
             return []
         if not _fits(weight):
             return []
-        return [_Synapse(below.name, "conv", name, weight=weight, geometry=geometry)]
+        return [_Synapse(below.name, "conv", name, weight=weight.astype(np.int8), geometry=geometry)]
 
     def _multiplied(self, name: str) -> list[_Synapse]:
         """All that lies between a current and the populations that it comes from, multiplied out."""
