@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Graph, Node, PerChannel, Stage, Type, ops
+from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, Type, ops
 from snncc.ir.types import Array, Param
 from snncc.passes.base import Context, Engine, Pass, Relation
 
@@ -37,6 +37,12 @@ class CalibrateReset(Pass):
         neurons = [n for n in graph.nodes if isinstance(n.op, ops.If) and n.op.reset == "zero"]
         if not neurons or context.engine is None or not context.sample:
             return graph  # without data, lower-activations has said what is missing
+        if any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in graph.nodes):
+            text = (
+                "calibration data has no time steps, so what resets to zero lose on ready-made spikes is not measured"
+            )
+            context.report(Diagnostic("SNN011", text, severity=Severity.NOTE))
+            return graph
         xs = _first(context, self.samples)
         wanted = _activations(graph, context.engine, xs)
         counts: dict[str, Array] = {}  # spikes (T, N, *shape) of the neurons so far

@@ -50,6 +50,15 @@ def test_silent_channels_and_neurons_that_subtract_stay() -> None:
     assert CalibrateReset()(graph, Context()) == graph
 
 
+def test_ready_made_spikes_are_not_measured() -> None:
+    net = Net(2, 1, 1, stage=Stage.SNN, encoding="spikes")
+    net(ops.Affine(net.param([1.0, 1.0])), "x.encode", name="layer")
+    net(ops.If(1.0, 0.0, "zero"), name="neuron")
+    found = context(np.ones((1, 2, 1, 1)), 4)
+    assert CalibrateReset()(net.graph(), found) == net.graph()
+    assert [(d.code, d.severity.value) for d in found.diagnostics] == [("SNN011", "note")]
+
+
 @pytest.mark.parametrize("name", ["resnet_a", "inception", "mobilenet"])
 def test_the_integers_keep_it_and_the_error_shrinks(name: str) -> None:
     """Through quantization, on graphs with shortcuts, branches and pooling: the mean output of every layer is nearer to
