@@ -165,8 +165,8 @@ def test_samna_takes_what_has_no_problems(samna: Samna, chip: Chip) -> None:
     configs = [chain(chip, rng) for _ in range(40)] + [diamond(chip, rng) for _ in range(10)]
     assert [problem for config in configs for problem in problems(config)] == []
     answers = samna.judge(map(to_json, configs))
-    assert [(a["valid"], a["message"], a["chip"], a["samna"]) for a in answers] == [
-        (True, "", chip.name, "0.7.1.0")
+    assert [(a["valid"], a["message"], a["chip"], a["version"]) for a in answers] == [
+        (True, "", chip.name, "samna 0.7.1.0")
     ] * 50
     cores = [core for config in configs for core in config.cores]  # the generator is worth its name:
     assert {core.index for core in cores} == set(range(9))
