@@ -8,6 +8,7 @@ the data and weights allow reaches 2**24, else in float64 below 2**53: exact in 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -241,6 +242,17 @@ def _recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
     return names
 
 
+def _encoded(graph: Graph, xs: Sequence[Array], timesteps: int) -> dict[str, Array]:
+    """The inputs over time, (T or 1, N, *shape). All samples at once: random spikes must not depend on how a batch is
+    split."""
+    feeds = dict(zip((n.name for n in graph.inputs), check_input(graph, xs, timed=True), strict=True))
+    return {
+        node.name: encode(op, feeds[node.args[0]], 1 if op.method == "constant" else timesteps, node.type.integer)
+        for node in graph.nodes
+        if isinstance(op := node.op, ops.Encode)
+    }
+
+
 @dataclass(frozen=True)
 class TorchEngine:
     """Runs graphs. ``memory``: bytes that the values of one batch may take, by estimate; what takes more is split into
@@ -298,13 +310,7 @@ class TorchEngine:
             raise ValueError(f"stage {graph.stage.value} has no time steps; use values or run")
         if timesteps < 1:
             raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
-        feeds = dict(zip((n.name for n in graph.inputs), check_input(graph, xs, timed=True), strict=True))
-        encoded: dict[str, Array] = {}
-        for node in graph.nodes:
-            if isinstance(op := node.op, ops.Encode):
-                # All samples at once: random spikes must not depend on how the batch is split.
-                length = 1 if op.method == "constant" else timesteps
-                encoded[node.name] = encode(op, feeds[node.args[0]], length, node.type.integer)
+        encoded = _encoded(graph, xs, timesteps)
         steps = _Steps(graph, timesteps, Params(graph.store, self.device), _recorded(graph, record or ()), final)
         width = 4 if any(node.type.integer for node in graph.nodes) else 8
         size = batch_size or self._batch_size(graph, timesteps * width)
@@ -329,9 +335,71 @@ class TorchEngine:
             synops=joined("synops", 0),
         )
 
-    def spikes(self, graph: Graph, xs: Sequence[Array], timesteps: int, name: str) -> Array:
-        """The spikes of one value, (T, N, *shape): see :meth:`simulate`."""
-        return self.simulate(graph, *xs, timesteps=timesteps, record=[name]).spikes[name]
+    def adapt(
+        self, graph: Graph, xs: Sequence[Array], timesteps: int, worth: Callable[[str, Array], Array]
+    ) -> list[Array]:
+        """Simulate a float spiking stage with what a spike stands for yet to be found: every neuron runs on all samples
+        before those behind it do.
+
+        What one operation alone reads is computed when that needs it, batch by batch. The rest is kept up to its last
+        reader: spikes take T x N bytes per neuron.
+
+        Args:
+            xs: the inputs, as of :meth:`simulate`.
+            timesteps: T.
+            worth: called with the name of every ``if``, in order, and its mean spikes per step (N, *shape). Gives the
+                real value of one of its spikes from there on, (C,) or (1,).
+
+        Returns:
+            The mean over time of every output, (N, *shape).
+        """
+        encoded = _encoded(graph, xs, timesteps)
+        steps = _Steps(graph, timesteps, Params(graph.store, self.device), frozenset(), False)
+        unused = Simulation(graph, timesteps)
+        size = self._batch_size(graph, timesteps * 8)
+        starts = range(0, next(iter(encoded.values())).shape[1], size)
+        reads = Counter(arg for node in graph.nodes for arg in node.args)
+        passing = {
+            node.name
+            for node in graph.nodes
+            if reads[node.name] == 1 and not isinstance(node.op, ops.Encode | ops.If) and node.name not in graph.outputs
+        }
+        when = {node.name: i for i, node in enumerate(graph.nodes)}  # it is computed
+        for node in reversed(graph.nodes):
+            if node.name in passing:
+                when[node.name] = when[graph.users[node.name][0].name]
+        last = dict(when)
+        for node in graph.nodes:
+            for arg in node.args:
+                last[arg] = max(last[arg], when[node.name])
+        kept: dict[str, list[Tensor]] = {}  # (T or 1, samples, *shape) by batch; of neurons, whether they fired
+        value: dict[str, Tensor] = {}  # of one spike
+
+        def real(name: str, batch: int) -> Tensor:
+            if name in value:
+                return kept[name][batch] * value[name]
+            return kept[name][batch] if name in kept else compute(graph[name], batch)
+
+        def compute(node: Node, batch: int) -> Tensor:
+            if isinstance(node.op, ops.Encode):
+                at = starts[batch]
+                return steps.params(encoded[node.name][:, at : at + size], torch.float64)
+            y = steps._result(node, [real(arg, batch) for arg in node.args], unused)
+            return y != 0 if isinstance(node.op, ops.If) else y
+
+        with torch.inference_mode():
+            for i, node in enumerate(graph.nodes):
+                if isinstance(node.op, ops.Input) or node.name in passing:
+                    continue
+                kept[node.name] = [compute(node, batch) for batch in range(len(starts))]
+                if isinstance(node.op, ops.If):
+                    rate = torch.cat([y.sum(0) for y in kept[node.name]]).numpy(force=True) / timesteps
+                    one = worth(node.name, rate).reshape(-1, *(1,) * (len(node.type.shape) - 1))
+                    value[node.name] = steps.params(one, torch.float64)
+                for name in [name for name in kept if last[name] <= i and name not in graph.outputs]:
+                    del kept[name]
+            means = [torch.cat([real(name, i).mean(0) for i in range(len(starts))]) for name in graph.outputs]
+        return [mean.numpy(force=True) for mean in means]
 
     def _network(
         self, graph: Graph, xs: Sequence[Array], visit: Callable[[str, Array], None], dtype: torch.dtype

@@ -30,9 +30,12 @@ class Engine(Protocol):
         """Run a graph as a network on inputs (N, ...) and call ``visit(name, value)`` for every value, in order. The
         values are dropped as soon as nothing needs them any more."""
 
-    def spikes(self, graph: Graph, xs: Sequence[Array], timesteps: int, name: str) -> Array:
-        """Simulate a spiking graph on inputs (N, ...), of ready-made spikes (T, N, ...), and give the spikes of one
-        value, (T, N, *shape) whole numbers."""
+    def adapt(
+        self, graph: Graph, xs: Sequence[Array], timesteps: int, worth: Callable[[str, Array], Array]
+    ) -> list[Array]:
+        """Simulate a float spiking graph on inputs (N, ...), neuron by neuron on all samples. ``worth(name, rate)`` is
+        told every neuron's mean spikes per step (N, *shape), in order, and gives the real value of one of its spikes
+        from there on, (C,) or (1,). The mean of every output over time, (N, *shape)."""
 
 
 class Progress(Protocol):

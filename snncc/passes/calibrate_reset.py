@@ -1,40 +1,50 @@
-"""calibrate-reset: what a spike stands for where neurons reset to zero, measured on what really reaches them.
+"""calibrate-reset: thresholds, and what a spike stands for, of neurons that reset to zero.
 
 A reset to zero forgets what a potential has above its threshold. How much that is depends on how the input comes: a few
-large spikes lose more than many small ones. So it is measured: the neurons are taken in order, each is run on the
-spikes that the ones before it really send, and the value of its spike (threshold times gain) becomes the one with which
-its mean output is nearest to the network's activation, by least squares per channel.
+large spikes at once lose more than the same charge spread over time. So it is measured. Neuron by neuron, each runs on
+the spikes that those before it really send, and the value of its own (threshold times gain) becomes the one with which
+its rate is nearest to the network's activation, by least squares per channel.
+
+The threshold trades one error for another. A high one gives finer rates, but few and large spikes, of which the next
+layer loses more; a low one clips, but fires more evenly. What counts depends on the depth of the network and on T, and
+the error of each layer does not tell: so all thresholds get the one factor that is best for the outputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, Type, ops
-from snncc.ir.types import Array, Param
+from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, ops
+from snncc.ir.ops import times
+from snncc.ir.types import Array, per_channel
 from snncc.passes.base import Context, Engine, Pass, Relation
+from snncc.passes.rewrite import Builder, rebuild, units_fit
+
+MEMORY = 2**30  # bytes for the network's activations
 
 
 @dataclass(frozen=True)
 class CalibrateReset(Pass):
-    """Set the gain of every neuron that resets to zero.
+    """Set threshold and gain of every neuron that resets to zero. It takes one float simulation of the samples per
+    factor, whatever the depth.
 
     Attributes:
-        samples: how many samples of the calibration data are used.
+        factors: of the calibrated thresholds, to choose from; initial potentials, which follow them, get it, too.
+        samples: how many samples of the calibration data to use; of a large network less, as :data:`MEMORY` allows.
     """
 
+    factors: tuple[float, ...] = (0.5, 1.0, 1.4)
     samples: int = 64
     name: ClassVar[str] = "calibrate-reset"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
     relation: ClassVar[Relation] = Relation.LOSSY
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        """One simulation of every neuron, on its own input: the cost is that of simulating the network once."""
-        neurons = [n for n in graph.nodes if isinstance(n.op, ops.If) and n.op.reset == "zero"]
+        neurons = {node.name: node.type.size for node in graph.nodes if _resets_to_zero(node)}
         if not neurons or context.engine is None or not context.sample:
             return graph  # without data, lower-activations has said what is missing
         if any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in graph.nodes):
@@ -43,102 +53,67 @@ class CalibrateReset(Pass):
             )
             context.report(Diagnostic("SNN011", text, severity=Severity.NOTE))
             return graph
-        xs = _first(context, self.samples)
-        wanted = _activations(graph, context.engine, xs)
-        counts: dict[str, Array] = {}  # spikes (T, N, *shape) of the neurons so far
-        feeds = dict(zip((n.name for n in graph.inputs), xs, strict=True))
-        nodes = {n.name: n for n in graph.nodes}
-        current = graph
-        for node in context.progress([n for n in graph.nodes if isinstance(n.op, ops.If)], "calibrate resets"):
-            assert isinstance(node.op, ops.If)
-            counts[node.name] = _fire(current, node, counts, feeds, context)
-            if node.op.reset == "zero":
-                gain = _gain(graph, node, wanted.pop(node.name), counts[node.name].mean(axis=0))
-                nodes[node.name] = replace(node, op=replace(node.op, gain=gain))
-            current = _inferred(replace(current, nodes=tuple(nodes.values())))
-            for name in [n for n in counts if not _needed(graph, n, node.name)]:
-                del counts[name]
-        return current
+        xs = _spread(context.sample, min(self.samples, MEMORY // (4 * sum(neurons.values()))))
+        wanted: dict[str, Array] = {}
+        names = neurons.keys() | set(graph.outputs)
+        context.engine.values(graph, xs, lambda name, y: wanted.update({name: y}) if name in names else None)
+        tried = []
+        for factor in context.progress(self.factors, "calibrate resets"):
+            gains, error = _fit(_changed(graph, factor, {}, context), xs, wanted, context.engine, context.timesteps)
+            tried.append((error, factor, gains))
+        _, factor, gains = min(tried, key=lambda result: result[0])
+        return _changed(graph, factor, gains, context)
 
 
-def _first(context: Context, most: int) -> list[Array]:
-    """The first samples of every input."""
-    return [np.concatenate(parts)[:most] for parts in zip(*context.sample, strict=True)]
+def _resets_to_zero(node: Node) -> bool:
+    return isinstance(node.op, ops.If) and node.op.reset == "zero"
 
 
-def _activations(graph: Graph, engine: Engine, xs: list[Array]) -> dict[str, Array]:
-    """What the network's activations are, up to the calibrated thresholds: (N, *shape) by neuron."""
-    found: dict[str, Array] = {}
-    names = {n.name for n in graph.nodes if isinstance(n.op, ops.If)}
-    engine.values(graph, xs, lambda name, y: found.update({name: y.copy()}) if name in names else None)
-    return found
+def _spread(batches: Sequence[tuple[Array, ...]], most: int) -> list[Array]:
+    """At most so many samples of every input, at least one; from everywhere, as data is often sorted by class."""
+    whole = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
+    n = max(1, min(len(whole[0]), most))
+    return [x[np.arange(n) * len(x) // n] for x in whole]
 
 
-def _fire(graph: Graph, neuron: Node, counts: dict[str, Array], feeds: dict[str, Array], context: Context) -> Array:
-    """The spikes (T, N, *shape) of ``neuron`` on what the neurons before it sent: it is simulated alone, with the
-    layers in front of it."""
-    part: dict[str, Node] = {}
-    values: list[Array] = []
+def _changed(graph: Graph, factor: float, gains: Mapping[str, PerChannel], context: Context) -> Graph:
+    """The graph with the thresholds of all neurons that reset to zero times ``factor``, and with these gains."""
 
-    def take(name: str) -> None:
-        if name in part:
-            return
-        node = graph[name]
-        if isinstance(node.op, ops.If):
-            # What it sent, as input: counts, times what one of them stands for.
-            shape, store = node.type.shape, graph.store
-            raw, sent = f"{name}.raw", f"{name}.sent"
-            part[raw] = Node(raw, ops.Input(shape), (), Type(shape))
-            encode = ops.Encode("spikes")
-            part[sent] = Node(sent, encode, (raw,), encode.infer((part[raw].type,), store))
-            unit = store[node.type.unit] if isinstance(node.type.unit, Param) else np.full(shape[0], node.type.unit)
-            scale = ops.Affine(store.put(f"{name}.unit", unit.astype(np.float64)))
-            part[name] = Node(name, scale, (sent,), scale.infer((part[sent].type,), store))
-            values.append(counts[name])
-            return
-        for arg in node.args:
-            take(arg)
-        if isinstance(node.op, ops.Input):
-            values.append(feeds[name])
-        part[name] = node
+    def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str:
+        op = node.op
+        if isinstance(op, ops.If) and op.reset == "zero":
+            theta, v0 = (times(value, factor, builder.store) for value in (op.threshold, op.v0))
+            op = replace(op, threshold=theta, v0=v0, gain=gains.get(node.name, 1.0))
+        with units_fit(node, context):
+            return builder.copy(node, args, op)
 
-    for arg in neuron.args:
-        take(arg)
-    part[neuron.name] = neuron
-    alone = _inferred(replace(graph, nodes=tuple(part.values()), outputs=(neuron.name,)))
-    assert context.engine is not None
-    return context.engine.spikes(alone, values, context.timesteps, neuron.name)
+    return rebuild(graph, visit)
 
 
-def _gain(graph: Graph, node: Node, wanted: Array, rate: Array) -> PerChannel:
-    """The gain per channel with which ``rate * threshold * gain`` is nearest to the activation; 1 of silent ones."""
-    assert isinstance(node.op, ops.If)
-    theta, axes = node.op.threshold, (0, *range(2, wanted.ndim))
-    over, under = (wanted * rate).sum(axis=axes, dtype=np.float64), (rate * rate).sum(axis=axes, dtype=np.float64)
-    under *= graph.value(theta) if isinstance(theta, Param) else theta
-    gain = np.divide(over, under, out=np.ones_like(over), where=(under > 0) & (over > 0))
-    return graph.store.put(f"{node.name}.gain", gain)
+def _fit(
+    graph: Graph, xs: list[Array], wanted: dict[str, Array], engine: Engine, timesteps: int
+) -> tuple[dict[str, PerChannel], float]:
+    """The gains by neuron, and the relative squared error of the outputs with them."""
+    gains: dict[str, PerChannel] = {}
+
+    def worth(name: str, rate: Array) -> Array:
+        node, store = graph[name], graph.store
+        unit = np.asarray(per_channel(node.type.unit, store, len(node.type.shape)))  # the threshold: no gain is in yet
+        if not _resets_to_zero(node):
+            return unit.reshape(-1)
+        gain = _gain(wanted[name], rate * unit, per_layer=unit.ndim == 0)
+        gains[name] = float(gain[0]) if unit.ndim == 0 else store.put(f"{name}.gain", gain)
+        return unit.reshape(-1) * gain
+
+    outputs = engine.adapt(graph, xs, timesteps, worth)
+    pairs = [(y, wanted[name]) for name, y in zip(graph.outputs, outputs, strict=True)]
+    return gains, sum(float(((y - a) ** 2).sum() / max((a**2).sum(), 1e-30)) for y, a in pairs)
 
 
-def _inferred(graph: Graph) -> Graph:
-    """The graph with the types that follow from its operations: units change with thresholds and gains."""
-    types: dict[str, Type] = {}
-    nodes = []
-    for node in graph.nodes:
-        types[node.name] = node.op.infer(tuple(types[arg] for arg in node.args), graph.store)
-        nodes.append(replace(node, type=types[node.name]))
-    return replace(graph, nodes=tuple(nodes))
-
-
-def _needed(graph: Graph, name: str, done: str) -> bool:
-    """Whether a neuron behind ``done`` still reads the spikes of ``name``, perhaps through pooling and the like."""
-    order = {n.name: i for i, n in enumerate(graph.nodes)}
-
-    def readers(name: str) -> Iterator[str]:
-        for user in graph.users[name]:
-            if isinstance(user.op, ops.If):
-                yield user.name
-            else:
-                yield from readers(user.name)
-
-    return any(order[reader] > order[done] for reader in readers(name))
+def _gain(wanted: Array, got: Array, per_layer: bool) -> Array:
+    """The factor of ``got`` (N, C, ...) that leaves the least squared error to ``wanted``: (C,), or (1,) per layer.
+    Silent channels get the layer's."""
+    axes = (0, *range(2, got.ndim))
+    over, under = (wanted * got).sum(axis=axes), (got * got).sum(axis=axes)
+    layer = over.sum() / under.sum() if over.any() else 1.0
+    return np.asarray([layer]) if per_layer else np.divide(over, under, out=np.full_like(over, layer), where=over > 0)

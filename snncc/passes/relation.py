@@ -116,8 +116,8 @@ def _bounds(
             was = before[node.name] if known else None
             bound[node.name] = _weighted(before, was, after, node, values[origin[node.args[0]]], x[0])
         elif isinstance(op, ops.If):
+            gain = per_channel(op.gain, after.store, len(node.type.shape))
             if trace is None:
-                gain = per_channel(op.gain, after.store, len(node.type.shape))
                 bound[node.name] = x[0] * gain + _clip_change(before, after, node)
             else:
                 start = op.start(len(x[0]), node.type, after.store)
@@ -127,7 +127,7 @@ def _bounds(
                 rate = trace.mean(node.name)
                 # The float neuron rounds its input to its grid.
                 grid = np.asarray(op.grid(node.type, after.store)) if not node.type.integer else 0.0
-                bound[node.name] = x[0] + np.abs(np.maximum(rate - held, 0.0) - rate) + grid
+                bound[node.name] = (x[0] + grid) * gain + np.abs(np.maximum(rate - held * gain, 0.0) - rate)
         elif isinstance(op, Delta):
             bound[node.name] = x[0]
         elif isinstance(op, SigmaDelta | Sigma):
@@ -200,6 +200,7 @@ def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
         return np.asarray(change)
     # Rounded to a step; or raised, of a few channels, or to one step.
     half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
+    half = half * per_channel(node.op.gain, after.store, rank)
     raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
     return change if raised else np.minimum(change, half)
 

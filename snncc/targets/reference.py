@@ -8,6 +8,7 @@ from typing import Any
 
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import Calibrate
+from snncc.passes.calibrate_reset import CalibrateReset
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
@@ -27,7 +28,8 @@ class Reference(Target):
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to the stage ``int``."""
         bias, fold = CheckBias(options.bias), options.bias == "fold"
-        v0 = 0.5 if options.v0 is None else options.v0
+        hard = options.reset == "zero"
+        v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
         return [
             Canonicalize(),
             FoldBatchNorm(),
@@ -36,6 +38,7 @@ class Reference(Target):
             LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),
+            *([CalibrateReset()] if hard else []),
             Quantize(weight_bits=options.weight_bits or 8, scale_bits=max(16, options.weight_bits or 8)),
         ]
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, given, settings
+from hypothesis import event, given, reject, settings
 from hypothesis import strategies as st
 from strategies import graphs, inputs
 
@@ -19,7 +19,8 @@ from snncc.engine import TorchEngine, rules, simulate
 from snncc.engine.neurons import NEURONS
 from snncc.engine.simulate import fan_out
 from snncc.ir import Domain, Graph, InputError, Node, Param, Stage, Store, Type, interp, loihi, ops, verify
-from snncc.ir.types import Array, PerChannel
+from snncc.ir.types import Array, PerChannel, per_channel
+from snncc.passes.rewrite import Builder, rebuild
 
 ENGINE = TorchEngine()
 seeds = st.integers(0, 2**32 - 1)
@@ -81,6 +82,44 @@ def test_equals_the_interpreter_in_every_spike(
     for name, output in zip(graph.outputs, got.outputs, strict=True):
         assert_close(output, want.mean(name), 1e-12)
     assert got.output is got.outputs[0]
+
+
+@settings(max_examples=150)
+@given(
+    graphs(Stage.SNN, every=True),
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.sampled_from([1, 2**26]),
+    seeds,
+    st.booleans(),
+)
+def test_adapts_as_a_graph_with_these_gains_runs(
+    graph: Graph, n: int, timesteps: int, memory: int, seed: int, more: bool
+) -> None:
+    """What spikes are found to be worth on the way, the neurons behind see."""
+    factor, rates = 1.5 if more else 1.0, dict[str, Array]()
+
+    def worth(name: str, rate: Array) -> Array:
+        rates[name] = rate
+        return np.ravel(per_channel(graph[name].type.unit, graph.store, 1)) * factor
+
+    def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
+        if not isinstance(node.op, ops.If):
+            return None
+        return builder.copy(node, args, replace(node.op, gain=ops.times(node.op.gain, factor, builder.store)))
+
+    try:
+        gained = rebuild(graph, visit)
+    except ops.ShapeError:  # spikes of the input are among those that it joins
+        reject()
+    xs = inputs(graph, n, timesteps, seed)
+    got = TorchEngine(memory=memory).adapt(graph.live(), xs, timesteps, worth)
+    want = ENGINE.simulate(gained, *xs, timesteps=timesteps, record="spikes")
+    assert list(rates) == [node.name for node in gained.nodes if isinstance(node.op, ops.If)]
+    for name, rate in rates.items():
+        np.testing.assert_allclose(rate * timesteps, want.spikes[name].sum(axis=0), rtol=0, atol=1e-9)
+    for a, b in zip(got, want.outputs, strict=True):
+        assert_close(a, b, 1e-12)
 
 
 def events(trace: interp.Trace, name: str) -> Array:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from passes.build import Net
 from torch import nn
 from zoo import ZOO, build, example_input, random_model
 
@@ -23,6 +24,7 @@ from snncc.ir.diagnostics import errors
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.calibrate import Calibrate
+from snncc.passes.calibrate_reset import CalibrateReset
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
@@ -74,7 +76,14 @@ PIPELINES: dict[str, list[Pass]] = {
         Quantize(v_min=-(2**15)),
     ],
     "fold": [*HEAD, Calibrate(), LowerActivations(), CheckBias("fold"), LowerPooling(), Quantize()],
-    "zero reset": [*HEAD, Calibrate(), LowerActivations(reset="zero"), LowerPooling(), Quantize(weight_bits=16)],
+    "zero reset": [
+        *HEAD,
+        Calibrate(),
+        LowerActivations(reset="zero"),
+        LowerPooling(),
+        CalibrateReset(),
+        Quantize(weight_bits=16),
+    ],
     "sigma-delta": [
         OnlyRelu(),
         *HEAD,
@@ -142,3 +151,15 @@ def test_a_wrong_pass_is_caught() -> None:
     assert graph is not None and wrong is not None
     (difference,) = compare(graph, wrong, Relation.EXACT, x.numpy())
     assert not difference.holds
+
+
+def test_a_gain_scales_what_a_neuron_may_be_off_by() -> None:
+    """Three steps of 0.7 reach the threshold 1 twice, not 2.1 times; each spike stands for 2."""
+    n = Net(1, stage=Stage.SNN)
+    n.linear([[1.0]], name="fc")
+    n(ops.If(1.0, 0.0, gain=2.0))
+    graph, x = n.graph(), np.array([[0.7]])
+    (difference,) = compare(graph, graph, Relation.RATE, x, timesteps=3)
+    assert difference.holds
+    np.testing.assert_allclose(difference.error, 2 * 0.1 / 3)
+    np.testing.assert_allclose(difference.bound, 2 * 0.1 / 3, atol=3e-4)
