@@ -25,8 +25,9 @@ class Canonicalize(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        graph = _recognize_quant_relu(rebuild(graph, _drop))
-        while (simpler := rebuild(rebuild(graph, _visit), _drop)) != graph:
+        graph = rebuild(graph, _drop)
+        # A quantized activation may show only after others have moved.
+        while (simpler := rebuild(rebuild(_recognize_quant_relu(graph), _visit), _drop)) != graph:
             graph = simpler
         return graph
 
