@@ -43,6 +43,19 @@ PEERS = {
             ),
             check="from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe",
         ),
+        Peer(
+            "sinabs",
+            python="3.10",  # the only one that samna 0.7.1.0, the last real package of it, is for
+            install=(
+                # Our own torch's version, so that the two differ in nothing else. There is no build without CUDA for
+                # this Python on the registry: 4.8 GB, in less than a minute where the network is good.
+                "torch==2.13.0 numpy==1.26.4",
+                # What sinabs imports. It asks for samna>=0.33, all of which are shells; sinabs_peer.py makes up for it.
+                "samna==0.7.1.0 nir==1.0.4 nirtorch==2.0.2 matplotlib==3.10.9 pbr==7.1.3",
+                "--no-deps sinabs==3.1.3",
+            ),
+            check="import nirtorch, samna, sinabs.from_torch",
+        ),
     ]
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc.compiled import CompiledModel, as_arrays
-from snncc.ir import CompileError, Diagnostic, Graph, SnnccError
+from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, Stage
 from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, no_progress, run_pipeline
@@ -68,6 +68,17 @@ def compile(
     return result
 
 
+class Checked(list[Diagnostic]):
+    """What :func:`check` found: the diagnostics, and of hardware with cores in ``layers`` what each layer needs against
+    what there is, as plain data (``target.fits``)."""
+
+    layers: list[dict[str, Any]]
+
+    def __init__(self, found: Iterable[Diagnostic], layers: list[dict[str, Any]]) -> None:
+        super().__init__(found)
+        self.layers = layers
+
+
 def check(
     model: torch.nn.Module,
     target: str | Target = "reference",
@@ -75,12 +86,17 @@ def check(
     example_input: Any = None,
     calibration: Any = None,
     **options: Any,
-) -> list[Diagnostic]:
+) -> Checked:
     """Everything that :func:`compile` would say, without raising: empty if nothing stands in the way.
 
     Without calibration data, the passes that need none are run: tracing, folding, and the target's limits.
+
+    Returns:
+        A list of diagnostics, with ``.layers``: of every layer, on hardware with cores, what it needs of each, whether
+        it fits, and what to change if not.
     """
-    context = Context()
+    context, records = Context(), list[StageRecord]()
+    found: list[Diagnostic]
     try:
         chosen, asked = _target(target), Options.of(options)
         chosen.accept(asked)
@@ -90,13 +106,15 @@ def check(
             at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
             passes = passes[:at]
         graph = _trace(model, example_input, calibration, context)
-        records = run_pipeline(passes, graph, context)
+        run_pipeline(passes, graph, context, records.append)
         if calibration is not None:
             chosen.files(records[-1].graph, asked)
+        found = context.diagnostics
     except SnnccError as error:
         said = context.diagnostics
-        return [*said, *(d for d in error.diagnostics if d not in said)]
-    return context.diagnostics
+        found = [*said, *(d for d in error.diagnostics if d not in said)]
+    folded = [record.graph for record in records if record.graph.stage is Stage.FOLDED]
+    return Checked(found, chosen.fits(folded[-1], asked) if folded else [])
 
 
 def _target(target: str | Target) -> Target:

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--input", type=Path, required=True, help=".npy or .npz, (N, *shape)")
     sub.add_argument("--labels", type=Path, help=".npy or .npz with classes (N,): prints the accuracy")
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
+    sub.add_argument("--order", help="event by event, on chips that work so: depth-first or breadth-first")
     sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes), and spike counts")
     sub = command(
         "run", _run, "Validate a written folder with the vendor's runtime or, with --input, run it there or on a board."
@@ -117,11 +118,23 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--form", help="of the emitted program, where a target has several; default: what fits")
     sub.add_argument("--weight-bits", type=int)
     sub.add_argument("--seed", type=int)
+    sub.add_argument("--monitor", type=_names, help="layers whose spikes the chip reports, names with commas between")
+    sub.add_argument("--cores", type=_numbers, help="cores that may be taken, numbers with commas between")
+    sub.add_argument("--sensor", help="the chip's pixels as the input: auto, or words such as `pooling=2 mirror-x`")
+    sub.add_argument("--readout", action="store_true", default=None, help="outputs go to the chip's readout block")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(",")))
 
 
 OPTIONS = (
     "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
-    "weight_bits", "seed",
+    "weight_bits", "seed", "monitor", "cores", "sensor", "readout",
 )  # fmt: skip
 
 
@@ -149,16 +162,19 @@ def _compile(options: argparse.Namespace) -> int:
 
 def _check(options: argparse.Namespace) -> int:
     from snncc.api import check
-    from snncc.console import console, print_diagnostics
+    from snncc.console import console, fits_table, print_diagnostics
     from snncc.ir.diagnostics import errors
+    from snncc.targets import find
 
     model, arguments = _model(options)
     found = check(model, options.target, **arguments)
     failed = bool(errors(found))
     if options.json:
-        _say({"ok": not failed, "diagnostics": [d.to_json() for d in found]})
+        _say({"ok": not failed, "diagnostics": [d.to_json() for d in found], "layers": found.layers})
         return int(failed)
     print_diagnostics(found, console(stderr=True))
+    if found.layers:
+        console().print(fits_table(found.layers, find(options.target)))
     if not failed:
         more = "" if options.calibration else " (as far as that can be told without calibration data)"
         print(f"nothing stands in the way of {options.target}{more}")
@@ -184,7 +200,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
     compiled = load(options.folder)
     x = _array(options.input)
-    done = compiled.simulate(x, options.timesteps, progress=_progress(None))
+    done = compiled.simulate(x, options.timesteps, progress=_progress(None), order=options.order)
     answer: dict[str, Any] = {
         "samples": len(done.output),
         "timesteps": done.timesteps,
@@ -198,6 +214,13 @@ def _simulate(options: argparse.Namespace) -> int:
 
             raise input_error("SNN074", f"labels must have shape ({len(done.output)},), got {labels.shape}")
         answer["accuracy"] = float((done.output.argmax(axis=1) == labels).mean())
+    if options.order:
+        answer["step_by_step"] = apart = compiled.compare_events(x, options.timesteps, options.order)
+        if not options.json:
+            from snncc.console import apart_table, console
+
+            console().print(apart_table(apart))
+            del answer["step_by_step"]
     return _output(options, answer, done.output)
 
 

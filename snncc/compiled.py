@@ -94,6 +94,7 @@ class CompiledModel:
         stage: str | None = None,
         record: Iterable[str] | str | None = None,
         progress: Progress | None = None,
+        order: str | None = None,
         **engine: Any,
     ) -> Simulation:
         """Run in the target's own integer arithmetic, on the fast engine.
@@ -105,6 +106,8 @@ class CompiledModel:
             stage: another stage to run: "snn" (float) or "int".
             record: names of values to keep, "spikes" or "all".
             progress: wraps the loop over batches.
+            order: not step by step but event by event, on hardware that works so: the order in which events are taken,
+                "depth-first" or "breadth-first" on the DYNAP-CNN family.
             engine: more arguments of :meth:`snncc.engine.TorchEngine.simulate`.
 
         Returns:
@@ -115,6 +118,10 @@ class CompiledModel:
         graph = self._stage(stage)
         if not graph.stage.spiking:
             raise input_error("SNN070", f"stage {graph.stage.value!r} has no time steps", "use network(x, stage=...)")
+        if order is not None:
+            if graph is not self.graph or engine:
+                raise input_error("SNN070", f"order={order!r} is of the last stage, and takes no other arguments")
+            return self._events(as_arrays(x), timesteps, record, order)
         return TorchEngine().simulate(
             graph,
             *as_arrays(x),
@@ -123,6 +130,58 @@ class CompiledModel:
             progress=progress,
             **engine,
         )
+
+    def _events(
+        self, xs: tuple[Array, ...], timesteps: int | None, record: Iterable[str] | str | None, order: str
+    ) -> Simulation:
+        """The simulation event by event."""
+        from snncc.engine import Simulation, recorded
+
+        steps = self.options.timesteps if timesteps is None else timesteps
+        names = [] if record is None else sorted(recorded(self.graph, record))
+        coded = self._encoded(xs, steps)
+        done = self.target.simulate_events(self.graph, self.options, coded, order, names)
+        scores = (self._scores(name, n, steps) for name, n in zip(self.graph.outputs, done.outputs, strict=True))
+        totals = {name: int(n.sum()) for name, n in done.counts.items()}
+        return Simulation(self.graph, steps, tuple(scores), dict(done.spikes), counts=totals, synops=dict(done.synops))
+
+    def compare_events(self, x: Any, timesteps: int | None = None, order: str = "depth-first") -> dict[str, Any]:
+        """How far the step-wise simulation and the one event by event are apart on real input.
+
+        Returns:
+            Plain data: ``layers``, a row for each layer's neurons (:func:`snncc.engine.compare.differences`);
+            ``same_class``, the part of the samples that get one class from both; ``timesteps``, ``samples``, ``order``.
+        """
+        from snncc.engine.compare import differences, same_class
+
+        neurons = [n.name for n in self.graph.nodes if _is_neuron(n.op)]
+        step = self.simulate(x, timesteps, record=neurons)
+        events = self.simulate(x, timesteps, record=neurons, order=order)
+        sums = ({name: done.spikes[name].sum(axis=0, dtype=np.int64) for name in neurons} for done in (step, events))
+        same = same_class(step.output, events.output)
+        return {
+            "order": order,
+            "timesteps": step.timesteps,
+            "samples": len(same),
+            "same_class": float(same.mean()),
+            "layers": differences(*sums),
+        }
+
+    def _scores(self, name: str, counts: Array, timesteps: int) -> Array:
+        """The real value of an output per time step from its spikes (N, *shape)."""
+        unit = per_channel(self.graph[name].type.unit, self.graph.store, counts.ndim - 1)
+        return np.asarray(counts * unit / timesteps)
+
+    def _encoded(self, xs: tuple[Array, ...], timesteps: int) -> list[Array]:
+        """The inputs in whole numbers as hardware takes them: (T, N, *shape), or (N, *shape) of a constant current."""
+        coded = []
+        for node, value in zip(self.graph.inputs, check_input(self.graph, xs, timed=True), strict=True):
+            (op,) = (user.op for user in self.graph.users[node.name])
+            assert isinstance(op, ops.Encode)
+            constant = op.method == "constant"
+            x = encode(op, value, 1 if constant else timesteps, integer=True).astype(np.int32)
+            coded.append(x[0] if constant else x)
+        return coded
 
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
@@ -196,14 +255,7 @@ class CompiledModel:
                 )
         self._runner()  # that there is one is said before anything about the input
         steps = self.options.timesteps if timesteps is None else timesteps
-        values = check_input(self.graph, as_arrays(x), timed=True)
-        arrays: dict[str, Array] = {}
-        for i, (node, value) in enumerate(zip(self.graph.inputs, values, strict=True)):
-            (op,) = (user.op for user in self.graph.users[node.name])
-            assert isinstance(op, ops.Encode)
-            length = 1 if op.method == "constant" else steps
-            coded = encode(op, value, length, integer=True).astype(np.int32)
-            arrays[f"x{i}"] = coded[0] if op.method == "constant" else coded
+        arrays = {f"x{i}": coded for i, coded in enumerate(self._encoded(as_arrays(x), steps))}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             np.savez(folder / "input.npz", **arrays)  # type: ignore[arg-type]
@@ -220,11 +272,12 @@ class CompiledModel:
             with np.load(folder / "output.npz", allow_pickle=False) as file:
                 counts = [file[f"counts{i}"].astype(np.float64) for i in range(len(self.graph.outputs))]
                 spikes = {key.partition("/")[2]: file[key] for key in file.files if key.startswith("spikes/")}
-        outputs = []
-        for name, n in zip(self.graph.outputs, counts, strict=True):
-            type = self.graph[name].type
-            n = n.reshape(len(n), *type.shape) if n[0].size == type.size else n  # noqa: PLW2901 (or a chip's classes)
-            outputs.append(n * per_channel(type.unit, self.graph.store, n.ndim - 1) / steps)
+        shapes = {name: self.graph[name].type.shape for name in {*self.graph.outputs, *spikes}}
+        outputs = [
+            self._scores(name, n.reshape(len(n), *shapes[name]), steps)
+            for name, n in zip(self.graph.outputs, counts, strict=True)
+        ]
+        spikes = {name: s.reshape(*s.shape[:2], *shapes[name]) for name, s in spikes.items()}
         return Simulation(self.graph, steps, outputs=tuple(outputs), spikes=spikes)
 
     def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
@@ -326,7 +379,8 @@ class CompiledModel:
 
         engine, xs = TorchEngine(), tuple(x[:most] for x in self.sample[0])
         folded = self.stages[Stage.FOLDED.value]
-        neurons = {n.name for n in self.graph.nodes if _is_neuron(n.op) and n.name in folded.by_name}
+        neurons = {n.name for n in self.graph.nodes if n.type.domain in (Domain.SPIKE, Domain.MESSAGE)}
+        neurons = {name for name in neurons if name in folded.by_name and isinstance(folded[name].op, ops.Activation)}
         done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
         exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
         table: dict[str, dict[str, float]] = {}
@@ -337,6 +391,8 @@ class CompiledModel:
             if node.name in done.synops:
                 row["synops"] = float(done.synops[node.name].mean())
             neuron = self._neuron(node.name)
+            if neuron is not None and neuron not in neurons:  # of a layer in parts, what stands for all of them
+                neuron = next((user.name for user in self.graph.users[neuron] if user.name in neurons), None)
             if neuron in neurons and neuron is not None:
                 row["rate"] = done.rates[neuron]
                 sent = done.spikes[neuron]

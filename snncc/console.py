@@ -141,6 +141,35 @@ def core_table(compiled: CompiledModel, width: int | None = None) -> Table | Non
     return table
 
 
+def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
+    """What each layer needs against what each kind of core has (``Checked.layers``)."""
+    kinds: dict[tuple[int, ...], list[int]] = {}
+    for i, core in enumerate(target.limits()["cores"]):
+        kinds.setdefault(tuple(core.values()), []).append(i)
+    table = Table(title=f"layers on {target.name}", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    table.add_column("layer", overflow="fold")
+    for name in ("kernel", "neuron", "bias"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for members in kinds.values():
+        few = f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0])
+        table.add_column(f"core{'s' * (len(members) > 1)} {few}", justify="right", no_wrap=True)
+    table.add_column("placed on", no_wrap=True)
+    table.add_column("to fit one core", overflow="fold")
+    for row in rows:
+        cells = []
+        for members in kinds.values():
+            held = row["holds"][members[0]]
+            whole, none = held == row["channels"], not held
+            words = "fits" if whole else "-" if none else f"{held:,} of {row['channels']:,}"
+            cells.append(Text(words, style="green" if whole else "red" if none else "yellow"))
+        needs = (f"{row[name]:,}" for name in ("kernel", "neuron", "bias"))
+        placed = ", ".join(map(str, row["cores"])) or Text("-", style="red")
+        table.add_row(Text(row["layer"]), *needs, *cells, placed, row["change"])
+    has = "; ".join(f"{'/'.join(map(str, m))}: {k[0]:,}, {k[1]:,}, {k[2]:,}" for k, m in kinds.items())
+    table.caption = f"memories in words; cores have (kernel, neuron, bias) {has}; numbers: output channels that fit"
+    return table
+
+
 def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
     """A network over many cores: by layer, how full the fullest of its cores is. Where ``width`` is small, without
     places and bars."""
@@ -181,6 +210,24 @@ def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
 
 def _layers(row: dict[str, Any]) -> str:
     return " + ".join(row["layers"]) or row["population"]
+
+
+def apart_table(apart: dict[str, Any]) -> Table:
+    """How far the simulation event by event is from the step-wise one (``CompiledModel.compare_events``)."""
+    title = (
+        f"{apart['order']} and step by step: {100 * apart['same_class']:.1f} % of {apart['samples']:,} classes agree"
+    )
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for name in ("neurons", "step by step", "event by event", "off by", "of", "correlation"):
+        table.add_column(name, justify="left" if name == "neurons" else "right")
+    for row in apart["layers"]:
+        correlation = "" if row["correlation"] is None else f"{row['correlation']:.3f}"
+        table.add_row(
+            Text(row["layer"]), f"{row['step']:,}", f"{row['events']:,}", f"{row['difference']:.3f}",
+            f"{row['mean']:.3f}", correlation,
+        )  # fmt: skip
+    table.caption = f"spikes in {apart['timesteps']} time steps; off by: of a neuron in a sample"
+    return table
 
 
 def targets_table(targets: Iterable[Target]) -> Table:

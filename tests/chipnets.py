@@ -1,4 +1,4 @@
-"""Generated chains of layers that a DYNAP-CNN chip may take, with every option that it has."""
+"""Generated networks that a DYNAP-CNN chip may take: chains with every option that it has, and branches."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def chip_network(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, int, int]]:
@@ -62,3 +62,60 @@ def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], tuple[int, int, 
         layers += [nn.Linear(features, 8, bias=coin()), nn.ReLU()]
         features = 8
     return [*layers, nn.Linear(features, pick(2, 5, 10), bias=coin())], shape
+
+
+class _Block(nn.Module):
+    """Two branches of one map that meet: added as currents or as activations, or concatenated."""
+
+    def __init__(self, rng: np.random.Generator, channels: int) -> None:
+        super().__init__()
+        self.join = str(rng.choice(["currents", "activations", "concat"]))
+        self.stride = int(rng.choice([1, 1, 2]))
+        kernel = int(rng.choice([1, 3]))
+        out = channels if self.stride == 1 else int(rng.choice([3, 6]))
+        self.left = nn.Conv2d(channels, out, 3, self.stride, 1, bias=bool(rng.random() < 0.5))
+        self.inner = nn.Conv2d(out, out, kernel, padding=kernel // 2, groups=int(rng.choice([1, out])))
+        same = self.stride == 1 and self.join == "currents" and rng.random() < 0.5
+        self.right = nn.Identity() if same else nn.Conv2d(channels, out, 1, self.stride, bias=False)
+        self.channels = 2 * out if self.join == "concat" else out
+
+    def forward(self, x: Tensor) -> Tensor:
+        left = self.inner(torch.relu(self.left(x)))
+        right = self.right(x)
+        if self.join == "currents":
+            return torch.relu(left + right)
+        if self.join == "activations":
+            return torch.relu(left) + torch.relu(right)
+        return torch.cat([torch.relu(left), torch.relu(right)], 1)
+
+
+class GraphNetwork(nn.Module):
+    """A stem, one or two blocks with branches, and a head, perhaps with a second exit."""
+
+    def __init__(self, rng: np.random.Generator, size: int) -> None:
+        super().__init__()
+        channels = int(rng.choice([4, 6]))
+        self.stem = nn.Conv2d(2, channels, 3, padding=1, bias=bool(rng.random() < 0.5))
+        self.blocks = nn.ModuleList()
+        for _ in range(int(rng.choice([1, 1, 2]))):
+            self.blocks.append(_Block(rng, channels))
+            channels, size = self.blocks[-1].channels, size // self.blocks[-1].stride
+        self.pool = nn.AvgPool2d(2) if rng.random() < 0.5 and size % 2 == 0 else nn.Identity()
+        size = size // 2 if isinstance(self.pool, nn.AvgPool2d) else size
+        self.head = nn.Linear(channels * size * size, 5)
+        self.exit = nn.Linear(channels * size * size, 3) if rng.random() < 0.25 else None
+
+    def forward(self, x: Tensor) -> Any:
+        x = torch.relu(self.stem(x))
+        for block in self.blocks:
+            x = block(x)
+        x = self.pool(x).flatten(1)
+        return self.head(x) if self.exit is None else (self.head(x), self.exit(torch.relu(x)))
+
+
+def graph_network(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, int, int]]:
+    """A network with branches drawn from ``rng`` in eval mode, and its input shape; most of them fit a chip."""
+    size = int(rng.choice([4, 8]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(rng.integers(2**31)))
+        return GraphNetwork(rng, size).eval(), (2, size, size)

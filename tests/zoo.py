@@ -28,8 +28,8 @@ class Spec:
 
 
 def build(name: str, seed: int = 0) -> nn.Module:
-    """The network `name` of ZOO or SEQUENTIAL_ZOO in eval mode; the same weights for the same seed."""
-    spec = ZOO[name] if name in ZOO else SEQUENTIAL_ZOO[name]
+    """The network `name` of ZOO, SEQUENTIAL_ZOO or GRAPH_ZOO in eval mode; the same weights for the same seed."""
+    spec = {**ZOO, **SEQUENTIAL_ZOO, **GRAPH_ZOO}[name]
     return _seeded(spec.make, spec.input_shape, seed, gain=spec.gain)
 
 
@@ -475,6 +475,106 @@ def chip_nine() -> nn.Module:
         nn.Flatten(), nn.Linear(512, 32), nn.ReLU(), nn.Linear(32, 10),
     )  # fmt: skip
 
+
+class ChipResidual(nn.Module):
+    """Two residual blocks; the second halves the map, its shortcut is a convolution of stride 2 (He et al. 2016)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(*_conv_bn_relu(2, 8, 3, padding=1))
+        self.a1, self.a2 = nn.Sequential(*_conv_bn_relu(8, 8, 3, padding=1)), nn.Conv2d(8, 8, 3, padding=1)
+        self.b1 = nn.Sequential(*_conv_bn_relu(8, 16, 3, stride=2, padding=1))
+        self.b2, self.shortcut = nn.Conv2d(16, 16, 3, padding=1), nn.Conv2d(8, 16, 1, stride=2, bias=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = torch.relu(self.a2(self.a1(x)) + x)
+        x = torch.relu(self.b2(self.b1(x)) + self.shortcut(x))
+        return self.head(F.avg_pool2d(x, 4).flatten(1))
+
+
+class ChipBranches(nn.Module):
+    """Three branches out of one map, one of them pooled, concatenated; then a sum of two activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1, bias=False)
+        self.one, self.three = nn.Conv2d(6, 4, 2, stride=2), nn.Conv2d(6, 5, 3, stride=2, padding=1)
+        self.mix, self.left = nn.Conv2d(15, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.right = nn.Conv2d(8, 8, (1, 3), padding=(0, 1))
+        self.head = nn.Linear(8 * 16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.stem(x))
+        x = torch.cat([torch.relu(self.one(x)), F.avg_pool2d(x, 2), torch.relu(self.three(x))], 1)
+        x = torch.relu(self.mix(x))
+        return self.head((torch.relu(self.left(x)) + torch.relu(self.right(x))).flatten(1))
+
+
+def chip_depthwise() -> nn.Module:
+    """Depthwise-separable blocks (Howard et al. 2017), the depthwise part dilated once."""
+    return nn.Sequential(
+        *_conv_bn_relu(2, 12, 3, stride=2, padding=1),
+        *_conv_bn_relu(12, 12, 3, padding=2, dilation=2, groups=12),
+        *_conv_bn_relu(12, 24, 1),
+        *_conv_bn_relu(24, 24, 3, stride=2, padding=1, groups=24),
+        nn.Conv2d(24, 16, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 32, 1), nn.ReLU6(),  # a linear bottleneck
+        nn.AvgPool2d(4), nn.Flatten(), nn.Linear(32 * 16, 10),
+    )  # fmt: skip
+
+
+def chip_split() -> nn.Module:
+    """A layer of 96 Ki kernel words and one of 96 Ki neurons: neither fits a core."""
+    return nn.Sequential(
+        nn.Conv2d(1, 24, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(24, 8, 3, stride=4, padding=1), nn.ReLU(), nn.AvgPool2d(4),
+        nn.Conv2d(8, 24, 1), nn.ReLU(),
+        nn.Conv2d(24, 256, 4), nn.ReLU(),
+        nn.Flatten(), nn.Linear(256, 10),
+    )  # fmt: skip
+
+
+class ChipExits(nn.Module):
+    """Two exits, and a map that three layers read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.early = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(96, 4)
+        self.a, self.b, self.c = (nn.Conv2d(6, n, 3, padding=1) for n in (4, 3, 5))
+        self.late = nn.Linear(12 * 16, 4)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.avg_pool2d(torch.relu(self.stem(x)), 2)
+        late = torch.cat([torch.relu(f(x)) for f in (self.a, self.b, self.c)], 1)
+        return self.early(x.flatten(1)), self.late(late.flatten(1))
+
+
+class ChipPreact(nn.Module):
+    """Pre-activation blocks (He et al. 2016b): the stream between the blocks is never rectified itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 6, 3, padding=1)
+        self.convs = nn.ModuleList(nn.Conv2d(6, 6, 3, padding=1) for _ in range(3))
+        self.head = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for conv in self.convs:
+            x = x + conv(torch.relu(x))
+        return self.head(torch.relu(x).mean((2, 3)))
+
+
+# Networks with branches, or layers larger than a core, that fit a DYNAP-CNN chip.
+GRAPH_ZOO: dict[str, Spec] = {
+    "chip_residual": Spec(ChipResidual, (2, 16, 16), sequential=False),
+    "chip_branches": Spec(ChipBranches, (1, 8, 8), sequential=False),
+    "chip_depthwise": Spec(chip_depthwise, (2, 64, 64), sequential=True),
+    "chip_split": Spec(chip_split, (1, 64, 64), sequential=True),
+    "chip_exits": Spec(ChipExits, (1, 8, 8), sequential=False),
+    "chip_preact": Spec(ChipPreact, (1, 8, 8), sequential=False),
+}
 
 # Chains that fit a DYNAP-CNN chip: at most 9 weight layers, each within a core of its own (test_zoo.py checks it).
 SEQUENTIAL_ZOO: dict[str, Spec] = {

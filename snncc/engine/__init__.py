@@ -1,5 +1,5 @@
 """The fast simulator, in torch: equal to the reference interpreter in every spike."""
 
-from snncc.engine.simulate import Simulation, TorchEngine
+from snncc.engine.simulate import Simulation, TorchEngine, recorded
 
-__all__ = ["Simulation", "TorchEngine"]
+__all__ = ["Simulation", "TorchEngine", "recorded"]

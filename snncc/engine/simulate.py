@@ -232,7 +232,8 @@ def _join(parts: list[Array], axis: int = 0) -> Array:
     return parts[0] if len(parts) == 1 else np.concatenate(parts, axis)
 
 
-def _recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
+def recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
+    """The names of values that are meant by names, "spikes" or "all"."""
     known = {n.name: n.type.domain for n in graph.nodes if not isinstance(n.op, ops.Input)}
     if record in ("all", "spikes"):
         return frozenset(name for name, domain in known.items() if record == "all" or domain in FIRED)
@@ -311,7 +312,7 @@ class TorchEngine:
         if timesteps < 1:
             raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
         encoded = _encoded(graph, xs, timesteps)
-        steps = _Steps(graph, timesteps, Params(graph.store, self.device), _recorded(graph, record or ()), final)
+        steps = _Steps(graph, timesteps, Params(graph.store, self.device), recorded(graph, record or ()), final)
         width = 4 if any(node.type.integer for node in graph.nodes) else 8
         size = batch_size or self._batch_size(graph, timesteps * width)
         starts: Iterable[int] = range(0, next(iter(encoded.values())).shape[1], size)

@@ -29,6 +29,7 @@ from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 NEURONS = (ops.If, SigmaDelta, Sigma)  # where currents end
+ACTIVE = 0.2  # the mean square of rates, by which roundings of weights add up: not all inputs are active
 CHUNK = 1 << 18  # weights that are handled at a time in float64
 
 
@@ -50,6 +51,10 @@ class Quantize(Pass):
         current_max: what no neuron's input may exceed in one step, by a bound: all that is excited at once. Biases
             then fit into their bits with all that add up in a neuron, too.
         state_bits: of initial potentials; None: as biases.
+        equalize: weigh the bits that weights lose to the channel whose weights are largest, in thresholds, against the
+            resolution that this channel loses if its threshold is raised (cross-layer equalization).
+        potentials: the lowest and highest potential, for hardware that fires event by event and adds biases on a clock:
+            no more is reached, by a bound, in all time steps, if no weight is larger than the threshold.
     """
 
     weight_bits: int = 8
@@ -63,6 +68,8 @@ class Quantize(Pass):
     threshold_step: int = 1
     current_max: int | None = None
     state_bits: int | None = None
+    equalize: bool = False
+    potentials: tuple[int, int] | None = None
     name: ClassVar[str] = "quantize"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
     ensures: ClassVar[Stage] = Stage.INT
@@ -261,6 +268,8 @@ class Lowering:
             thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
             states = np.maximum(states, np.abs(self._array(node.op.v0)) / factor)
         least = np.maximum(weights, states / limit(o.state_bits or o.bias_bits))
+        if o.potentials is not None:
+            least = np.maximum(least, self._reached(group, thetas, states))
         if o.current_max is not None:
             currents, biases = self._sums(group, shape[0])
             least = np.maximum(least, currents / o.current_max)
@@ -274,6 +283,7 @@ class Lowering:
             if (theta != theta[0]).any():
                 bits = min(o.min_bits, o.weight_bits - 2)
                 k = max(k, np.median(most) * 2.0 ** (bits - 2) / limit(o.weight_bits))
+                k = max(k, self._equal(group, most)) if o.equalize else k
             group.threshold = max(np.floor(k / o.threshold_step), 1.0) * o.threshold_step
             unit = np.where(most >= group.threshold, theta / group.threshold, least)
         else:
@@ -297,6 +307,46 @@ class Lowering:
                 weights = np.maximum(weights, largest / (factor * limit(self._width(node))))
                 biases = np.maximum(biases, bias / factor)
         return weights, biases
+
+    def _equal(self, group: Group, most: Array) -> float:
+        """The threshold, in steps, with the smallest expected error of the rates; ``most`` (C,) is what each channel
+        could have without raising its own threshold, by m = max(1, K / most).
+
+        A rate of T steps is rounded to thresholds / T, a weight to thresholds / K, and F active inputs add up F
+        roundings: per channel m^2 (1 / T^2 + F / K^2), relative to its threshold (Nagel et al. 2019, "Data-Free
+        Quantization Through Weight Equalization and Bias Correction", balance the ranges of channels in this way, by
+        weights alone).
+        """
+        fan_in = sum(n.op.weight.size / len(most) for n in group.members if isinstance(n.op, ops.Weighted))
+        steps = np.geomspace(most.min(), most.max(), 64)
+        raised = np.maximum(1.0, steps[:, None] / most) ** 2
+        error = raised.mean(axis=1) * (1 / self.context.timesteps**2 + ACTIVE * fan_in / steps**2)
+        return float(steps[error.argmin()])
+
+    def _reached(self, group: Group, thetas: list[Array], states: Array) -> Array:
+        """Per channel, (C,): the finest unit with which no potential leaves its range. Below the threshold before an
+        event means no more than that plus a weight during it; what adds up beside events is the bias, T times."""
+        o, steps = self.options, self.context.timesteps
+        assert o.potentials is not None
+        rise = np.zeros(len(states))
+        for node in group.members:
+            if isinstance(node.op, ops.Weighted):
+                rise = rise + self._real_bias(node) / group.factor[node.name]
+        top = np.max([*thetas, states], axis=0) + steps * np.maximum(rise, 0)
+        rounding = np.where(rise > 0, steps / 2, 0)  # half a unit in every step
+        high, low = o.potentials[1] - limit(o.weight_bits) - rounding, -o.potentials[0] - limit(o.weight_bits)
+        # Where rounding alone may go beyond, no unit helps, and whoever takes the network has to say so.
+        return np.asarray(np.maximum(np.where(high > 0, top / np.maximum(high, 1), 0.0), states / low))
+
+    def _floor(self, group: Group) -> int | None:
+        """The lowest potential in units; below it there must be room for one weight, or one bias."""
+        o = self.options
+        if o.potentials is None:
+            return o.v_min
+        built = [self.builder.nodes[node.name].op for node in group.members]
+        biases = [self.store[op.bias] for op in built if isinstance(op, ops.Weighted) and op.bias is not None]
+        most = max((-int(bias.min(initial=0)) for bias in biases), default=0)
+        return o.potentials[0] + max(most, limit(o.weight_bits))
 
     def _sums(self, group: Group, channels: int) -> tuple[Array, Array]:
         """Per channel, (C,), in the group's real numbers: what the neurons' input cannot exceed in a step, and how much
@@ -453,7 +503,7 @@ class Lowering:
             op,
             threshold=whole("threshold", k),
             v0=whole("v0", np.rint(self._array(op.v0) / unit)),
-            v_min=self.options.v_min if op.v_min is None else int(np.ceil(op.v_min / unit.max())),
+            v_min=self._floor(group) if op.v_min is None else int(np.ceil(op.v_min / unit.max())),
         )
         self.builder.add(node.name, integer, node.args, node.loc)
 

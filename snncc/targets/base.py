@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from snncc.ir import Graph
 from snncc.ir.diagnostics import input_error
 from snncc.ir.ops import Encode
+from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import METHODS
 from snncc.passes.check_bias import POLICIES
@@ -33,6 +34,10 @@ class Options:
         form: of the emitted program, where a target has several; None: chosen by what the network needs.
         weight_bits: width of weights; None: the target's.
         seed: of the Bernoulli encoding.
+        monitor: neurons, or layers of weights, whose spikes the hardware is to report, beside the outputs'.
+        cores: those that may be taken, by number; None: all.
+        sensor: the chip's own sensor as the input, in the target's words, "auto" for what the input's shape asks for.
+        readout: send the outputs to the chip's own readout block.
     """
 
     timesteps: int = 32
@@ -47,6 +52,10 @@ class Options:
     form: str | None = None
     weight_bits: int | None = None
     seed: int = 0
+    monitor: tuple[str, ...] = ()
+    cores: tuple[int, ...] | None = None
+    sensor: str | None = None
+    readout: bool = False
 
     def __post_init__(self) -> None:
         choices: dict[str, Sequence[str | None]] = {
@@ -81,6 +90,18 @@ class Options:
             object.__setattr__(self, name, kind(value))  # numpy's numbers cannot be written as JSON
             if not low <= getattr(self, name) <= high:
                 raise input_error("SNN070", f"option {name}={value!r} is not {what} from {low:g} to {high:g}")
+        lists: dict[str, tuple[type, str]] = {"monitor": (str, "names"), "cores": (Integral, "numbers of cores")}
+        for name, (of, what) in lists.items():
+            value = getattr(self, name)
+            if name == "cores" and value is None:
+                continue
+            value = (value,) if isinstance(value, of) else value
+            if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, of) for v in value):
+                raise input_error("SNN070", f"option {name}={value!r} is no list of {what}")
+            object.__setattr__(self, name, tuple(v if of is str else int(v) for v in value))  # JSON's lists, too
+        for name, kinds in (("sensor", (str, type(None))), ("readout", (bool,))):
+            if not isinstance(getattr(self, name), kinds):
+                raise input_error("SNN070", f"option {name}={getattr(self, name)!r} is no {kinds[0].__name__}")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -92,19 +113,40 @@ class Options:
         return cls(**options)
 
 
+@dataclass(frozen=True)
+class Events:
+    """What hardware did that works event by event, on N samples.
+
+    Attributes:
+        outputs: of every output of the graph, its spikes (N, *shape).
+        counts: of every neuron of the graph, its spikes (N, *shape).
+        spikes: of those that were recorded, spikes in each time step (T, N, *shape).
+        synops: of every layer of weights, its synaptic operations (N,).
+        events: all events that were processed, (N,).
+    """
+
+    outputs: tuple[Array, ...]
+    counts: Mapping[str, Array]
+    spikes: Mapping[str, Array]
+    synops: Mapping[str, Array]
+    events: Array
+
+
 class Target(ABC):
     """A place to run a network. Subclasses are data (frozen dataclasses) with a few rules.
 
     Attributes:
         name: what users write.
         summary: one line for listings.
-        takes: the values that it takes of options that not every target can honour.
+        takes: the values that it takes of options that not every target can honour; None: any.
         run_flags: the emitted runner's own flags by the argument of :meth:`snncc.CompiledModel.run`.
     """
 
     name: str
     summary: str
-    takes: ClassVar[Mapping[str, Sequence[Any]]] = {"neuron": ("if",), "form": (None,)}
+    takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
+        "neuron": ("if",), "form": (None,), "monitor": ((),), "cores": (None,), "sensor": (None,), "readout": (False,),
+    }  # fmt: skip
     run_flags: ClassVar[Mapping[str, str]] = {}
 
     def accept(self, options: Options) -> None:
@@ -113,10 +155,10 @@ class Target(ABC):
         Raises:
             InputError: naming the option and what the target takes.
         """
-        for name, known in self.takes.items():
+        for name, known in {**Target.takes, **self.takes}.items():
             value = getattr(options, name)
-            if value not in known:
-                words = ", ".join(repr(k) for k in known if k is not None)
+            if known is not None and value not in known:
+                words = ", ".join(repr(k) for k in known if k not in (None, (), False))
                 hint = f"choose one of {words}" if words else "leave it out"
                 raise input_error("SNN070", f"target {self.name} does not take {name}={value!r}", hint)
 
@@ -136,9 +178,29 @@ class Target(ABC):
         """The vendor environments (:mod:`snncc.sdk`) that the runner can use, the preferred first; none: no runner."""
         return ()
 
+    def simulate_events(
+        self, graph: Graph, options: Options, xs: Sequence[Array], order: str, record: Sequence[str]
+    ) -> Events:
+        """Simulate hardware that answers single events, in its own arithmetic, which no time step of the IR has.
+
+        Args:
+            graph: the last stage.
+            xs: spikes of every input, whole numbers (T, N, *shape).
+            order: of the events, in the target's words.
+            record: names of neurons whose spikes to keep.
+
+        Raises:
+            InputError: the target has no such arithmetic, or not this order.
+        """
+        raise input_error("SNN070", f"target {self.name} does not work event by event", "leave out order")
+
     def limits(self) -> dict[str, Any]:
         """The limits as plain data, for people and programs."""
         return {}
+
+    def fits(self, graph: Graph, options: Options) -> list[dict[str, Any]]:
+        """What each layer of a network, as the limits see it, needs of the hardware, whether it fits or not."""
+        return []
 
     def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
         """What nodes take of the hardware, for the report: by the name of the node that stands for the layer."""

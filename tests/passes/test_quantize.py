@@ -205,6 +205,49 @@ def test_a_channel_that_hardly_ever_fires_does_not_crush_the_others() -> None:
     assert quantize(one_neuron(w, 0.3))["if"].op.threshold == int(127 * 0.3 / 0.5)  # type: ignore[attr-defined]
 
 
+def test_equalization_weighs_bits_against_resolution() -> None:
+    """Of 40 channels one has weights that are large against its threshold. With many inputs the others' bits are worth
+    raising it; with few time steps, in which a raised threshold leaves few rates, it is raised less."""
+
+    def threshold(timesteps: int, **options: int) -> tuple[int, Array]:
+        n = snn(800, encoding="rate")
+        weight = rng(3).uniform(-0.1, 0.1, (40, 800))
+        n.linear(weight, name="fc")
+        thetas = np.ones(40)
+        thetas[0] = 0.1
+        n(ops.If(n.param(thetas)))
+        context = Context(timesteps=timesteps)
+        after = apply(Quantize(**options), n.graph(), context)
+        op = after[after.outputs[0]].op
+        assert isinstance(op, ops.If) and isinstance(op.threshold, int)
+        unit = after[after.outputs[0]].type.unit
+        assert isinstance(unit, Param)
+        return op.threshold, after.value(unit)
+
+    plain, units = threshold(32)
+    np.testing.assert_allclose(units[1:], 1.0)
+    equal, raised = threshold(32, equalize=True)
+    assert plain < 130 < 300 < equal  # all others could have 1270: 127 / 0.1
+    np.testing.assert_allclose(raised[1:], 1.0)
+    assert raised[0] == pytest.approx(0.1 * equal / plain, rel=0.01)
+    assert threshold(2, equalize=True)[0] < equal
+
+
+@pytest.mark.parametrize("bias", [0.0, 0.3, -0.3])
+def test_potentials_have_room_for_a_weight_and_all_biases(bias: float) -> None:
+    """Event by event: max(v0, threshold) + T * bias + a weight within the range, and below the floor a weight or bias."""
+    n = snn(4, encoding="rate")
+    n.linear(np.full((2, 4), 1e-4), [bias, bias / 2], name="fc")
+    n(ops.If(1.0, 0.5))
+    after = apply(Quantize(bias_bits=16, potentials=(-(2**15), 2**15 - 1)), n.graph(), Context(timesteps=100))
+    op, fc = after[after.outputs[0]].op, after["fc"].op
+    assert isinstance(op, ops.If) and isinstance(fc, ops.Linear)
+    biases = numbers(after, fc.bias)
+    top = numbers(after, op.threshold).max() + 100 * max(biases.max(), 0) + 127
+    assert 2**14 < top < 2**15
+    assert op.v_min == -(2**15) + max(127, -biases.min())
+
+
 def test_few_bits_in_most_channels_are_told_whatever_the_largest_has() -> None:
     w = np.full((5, 4), 0.01)
     w[0, 0] = 1.0

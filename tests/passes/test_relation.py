@@ -28,6 +28,7 @@ from snncc.passes.calibrate_reset import CalibrateReset
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
+from snncc.passes.fuse_linear import FuseLinear
 from snncc.passes.lower_activations import LowerActivations, SpikingOutput
 from snncc.passes.lower_pooling import LowerPooling
 from snncc.passes.lower_sigma_delta import LowerSigmaDelta
@@ -75,6 +76,16 @@ PIPELINES: dict[str, list[Pass]] = {
         LowerPooling(),
         Quantize(v_min=-(2**15)),
     ],
+    "one kernel": [
+        *HEAD,
+        SpikingOutput(),
+        CheckBias("keep"),
+        FuseLinear((1, 2, 4)),
+        Calibrate("max"),
+        LowerActivations("rate"),
+        LowerPooling(),
+        Quantize(potentials=(-(2**15), 2**15 - 1)),
+    ],
     "fold": [*HEAD, Calibrate(), LowerActivations(), CheckBias("fold"), LowerPooling(), Quantize()],
     "zero reset": [
         *HEAD,
@@ -95,10 +106,12 @@ PIPELINES: dict[str, list[Pass]] = {
     ],
     "k-bit": [*HEAD, QuantizeWeights("k-bit", 4), QuantizeWeights("affine", 6), QuantizeWeights("step", step=0.05)],
 }
+# Networks that a pipeline refuses, with the code. This one pads behind a layer that has a bias, 2 * x - 1.
+REFUSED = {("functional", "one kernel"): ["SNN032"]}
 
 
-def hold(model: nn.Module, x: torch.Tensor, passes: list[Pass]) -> None:
-    """Run ``passes`` one by one and hold each to its word."""
+def hold(model: nn.Module, x: torch.Tensor, passes: list[Pass]) -> list[str]:
+    """Run ``passes`` one by one and hold each to its word. The codes of what one refuses: there it ends."""
     graph, found = trace(model, (x,))
     assert graph is not None and not errors(found), found
     xs = (x.numpy().astype(np.float64),)
@@ -106,10 +119,12 @@ def hold(model: nn.Module, x: torch.Tensor, passes: list[Pass]) -> None:
     for p in passes:
         context.calibration = [xs]
         after = p(graph, context)
-        assert not errors(context.diagnostics), context.diagnostics
+        if refused := errors(context.diagnostics):
+            return [d.code for d in refused]
         if p.relation is not Relation.LOSSY:
             check(p, graph, after, xs)
         graph = after
+    return []
 
 
 def check(p: Pass, before: Graph, after: Graph, xs: tuple[Array, ...]) -> None:
@@ -129,14 +144,14 @@ def test_every_pass_keeps_its_word(name: str, pipeline: str) -> None:
     x = example_input(ZOO[name].input_shape, batch=1)
     if "rate" in pipeline or "chip" in pipeline:
         x = x.clamp(min=0)
-    hold(network(name), x, PIPELINES[pipeline])
+    assert hold(network(name), x, PIPELINES[pipeline]) == REFUSED.get((name, pipeline), [])
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), pipeline=st.sampled_from(sorted(PIPELINES)))
 def test_every_pass_keeps_its_word_on_generated_networks(seed: int, pipeline: str) -> None:
     model, shape = random_model(np.random.default_rng(seed))
-    hold(model, example_input(shape, batch=2, seed=seed % 1000), PIPELINES[pipeline])
+    assert hold(model, example_input(shape, batch=2, seed=seed % 1000), PIPELINES[pipeline]) == []
 
 
 def test_a_wrong_pass_is_caught() -> None:

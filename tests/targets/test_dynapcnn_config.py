@@ -1,12 +1,11 @@
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from chipconfigs import OURS_ALONE
 
 from snncc.targets.dynapcnn import run
 from snncc.targets.dynapcnn.chips import CHIPS, bias_words, kernel_words, neuron_words
@@ -15,12 +14,17 @@ from snncc.targets.dynapcnn.config import (
     ConfigError,
     CoreConfig,
     Destination,
+    InputRoute,
+    Integers,
+    Monitor,
     Readout,
+    Sensor,
     from_json,
     problems,
     to_json,
 )
 
+REFUSALS = Path(__file__).parents[2] / "docs/dynapcnn.md"
 FIRST = CoreConfig(
     index=0,
     name="conv1",
@@ -50,7 +54,8 @@ SECOND = CoreConfig(
     return_to_zero=True,
     monitor=True,
 )
-GOOD = Config(CHIPS["speck2b"], (FIRST, SECOND), inputs=(0,), readouts=(Readout(3),))
+SHAPE = FIRST.input_shape
+GOOD = Config(CHIPS["speck2b"], (FIRST, SECOND), (InputRoute(0, SHAPE),), (Readout(3),), (SHAPE,))
 
 
 def changed(first: dict[str, Any] | None = None, second: dict[str, Any] | None = None, **config: Any) -> Config:
@@ -85,14 +90,15 @@ def test_the_chips() -> None:
 def test_a_good_configuration_has_no_problems() -> None:
     assert problems(GOOD) == []
     assert FIRST.memory == (2 * 16 * 4, 4 * 16 * 32, 4)
-    assert GOOD.classes == 5
+    assert GOOD.output_shapes == ((5, 4, 3),)
 
 
 @pytest.mark.parametrize("name", CHIPS)
 def test_json_round_trip(name: str) -> None:
     # The fifth core of the minis has bias memory, core 0 has none.
     cores = (dataclasses.replace(FIRST, index=4), dataclasses.replace(SECOND))
-    config = Config(CHIPS[name], cores, inputs=(4,), readouts=(Readout(3, first=1),))
+    monitors = (Monitor("relu2", 3), Monitor("other", 3, 7))
+    config = Config(CHIPS[name], cores, (InputRoute(4, SHAPE),), (Readout(3),), ((640,),), monitors=monitors)
     text = to_json(config)
     back = from_json(text)
     assert to_json(back) == text
@@ -105,7 +111,9 @@ def test_json_round_trip(name: str) -> None:
     np.testing.assert_array_equal(back.cores[0].biases, FIRST.biases)
     np.testing.assert_array_equal(back.cores[0].initial, FIRST.initial)
     assert back.cores[1].biases is None
-    assert (back.chip, back.inputs, back.readouts, back.classes) == (CHIPS[name], (4,), (Readout(3, 1),), 6)
+    for field in dataclasses.fields(Config):
+        if field.name != "cores":
+            assert getattr(config, field.name) == getattr(back, field.name), field.name
 
 
 def test_json_form() -> None:
@@ -132,7 +140,7 @@ def test_a_bias_of_zeros_costs_nothing() -> None:
 
 # Of each wrong configuration its problems in order: the item, and the layer too where it is not the obvious one.
 WRONG: list[tuple[Config, list[str | tuple[str, str]]]] = [
-    (changed(first={"index": 9}), ["core", ("conv1", "sources"), ("", "inputs")]),
+    (changed(first={"index": 9}), ["core", ("", "inputs"), ("conv1", "sources")]),
     (changed(first={"kernel": 17}), ["kernel size", "shape of weights", "output size y", "output size x"]),
     (changed(second={"kernel": 0}), ["kernel size", "shape of weights"]),
     (changed(first={"stride": (3, 1)}), ["stride y", "output size y"]),
@@ -161,18 +169,52 @@ WRONG: list[tuple[Config, list[str | tuple[str, str]]]] = [
     ),
     (changed(first={"destinations": (Destination(4),)}), ["destination", ("conv2", "sources")]),
     (changed(first={"destinations": (Destination(12, 2),)}), ["destination", ("conv2", "sources")]),
-    (changed(first={"destinations": (Destination(3, 2, 1),)}), [("conv1 -> conv2", "channels")]),
-    (changed(first={"destinations": (Destination(3, 2, -1),)}), [("conv1 -> conv2", "channels")]),
+    (
+        changed(first={"destinations": (Destination(3, 2, 1),)}),
+        [("conv1 -> conv2", "channels"), ("conv2", "channels fed")],
+    ),
+    (
+        changed(first={"destinations": (Destination(3, 2, -1),)}),
+        [("conv1 -> conv2", "channels"), ("conv2", "channels fed")],
+    ),
     (changed(first={"destinations": ()}), [("conv2", "sources"), "destinations"]),
     (changed(first={"destinations": (Destination(3, 2),) * 2}), [("conv2", "sources")]),
     (changed(second={"destinations": (Destination(3),)}), ["destination"]),
+    (changed(first={"destinations": (Destination(3, 2),) * 3}), ["destinations", *["sources"] * 3]),
     (changed(second={"monitor": False}), ["monitor", "destinations"]),
-    (changed(second={"index": 0}), [("", "cores"), "destination", ("", "readouts")]),
+    (
+        changed(second={"index": 0}),
+        [("", "cores"), "size y after pooling", "size x after pooling", "destination", "channels fed", "readouts"],
+    ),
     (changed(inputs=()), [("conv1", "sources"), ("", "inputs")]),
-    (changed(inputs=(0, 0)), [("", "inputs")]),
-    (changed(inputs=(0, 3)), [("conv2", "sources"), ("", "input shapes")]),
+    (changed(inputs=(InputRoute(0, SHAPE),) * 2), [("conv1", "sources")]),
+    (
+        changed(inputs=(InputRoute(0, SHAPE), InputRoute(3, (4, 8, 10)))),
+        [("input 0", "size of its map"), ("conv2", "sources")],
+    ),
+    (changed(inputs=(InputRoute(0, SHAPE, index=1),)), [("", "number of the input")]),
+    (changed(inputs=(InputRoute(0, SHAPE, pooling=0),)), [("input 0 -> conv1", "pooling")]),
+    (
+        changed(inputs=(InputRoute(0, SHAPE, feature_shift=1),)),
+        [("input 0 -> conv1", "channels"), ("conv1", "channels fed")],
+    ),
+    (changed(inputs=(InputRoute(0, (1, 16, 20)),), input_shapes=((320,),)), [("conv1", "channels fed")]),
+    (changed(inputs=(InputRoute(0, (2, 16, 21)),)), [("input 0 -> conv1", "size x after pooling")]),
+    (changed(inputs=(InputRoute(0, (2, 32, 20)),)), [("input 0 -> conv1", "size y after pooling")]),
     (changed(readouts=(Readout(1),)), [("", "readouts")]),
-    (changed(readouts=(Readout(3, -1, 0),)), [("", "readout")]),
+    (changed(readouts=()), [("", "readouts")]),
+    (changed(readouts=(Readout(3), Readout(3, 5))), [("", "readouts")]),
+    (changed(readouts=(Readout(3, -1),)), [("", "readout")]),
+    (changed(readouts=(Readout(3, 0, 0),)), [("", "readout")]),
+    (changed(readouts=(Readout(3, 1),)), [("", "readout")]),
+    (changed(readouts=(Readout(3, output=1),)), [("", "outputs")]),
+    (changed(readouts=(Readout(3, step=4),)), [("conv2", "channels between those that are read")]),
+    (changed(first={"monitor": True}, readouts=(Readout(3), Readout(0, 5))), [("", "sizes of the maps of output 0")]),
+    (changed(first={"monitor": True}, readouts=(Readout(3), Readout(0, 4, output=1))), [("", "readout")]),
+    (changed(readouts=(Readout(3), Readout(0, output=1))), [("conv1", "monitor")]),
+    (changed(monitors=(Monitor("a", 0),)), [("a", "monitor")]),
+    (changed(monitors=(Monitor("a", 1),)), [("a", "monitor")]),
+    (changed(monitors=(Monitor("a", 3, -1),)), [("a", "monitor")]),
 ]
 
 
@@ -200,7 +242,9 @@ def test_memory_problems_say_by_how_much() -> None:
         threshold_low=-1,
         monitor=True,
     )
-    kernel, neuron = problems(Config(GOOD.chip, (big,), (7,), (Readout(7),)))
+    kernel, neuron = problems(
+        Config(GOOD.chip, (big,), (InputRoute(7, big.input_shape),), (Readout(7),), (big.input_shape,))
+    )
     assert (kernel.item, kernel.limit, kernel.found) == ("kernel memory", 16384, 64 * 16 * 512)
     assert (neuron.item, neuron.limit, neuron.found) == ("neuron memory", 16384, 512 * 4096)
     assert neuron.text == "features.0: needs 2097152 words of neuron memory, core 7 has 16384"
@@ -213,19 +257,157 @@ def test_the_minis_have_cores_without_bias_memory() -> None:
     ]
 
 
+def joined(other: CoreConfig, weights: Integers, chip: str = "speck2b", **config: Any) -> Config:
+    """FIRST and `other` side by side, and both into SECOND with these weights."""
+    second = dataclasses.replace(SECOND, input_shape=(weights.shape[1], 8, 10), weights=weights)
+    routes = (InputRoute(0, SHAPE), InputRoute(other.index, SHAPE))
+    cores = (FIRST, other, second)
+    return dataclasses.replace(GOOD, **{"chip": CHIPS[chip], "cores": cores, "inputs": routes, **config})
+
+
 def test_concatenation() -> None:
-    second = dataclasses.replace(SECOND, input_shape=(8, 8, 10), weights=np.ones((5, 8, 2, 2), np.int8))
-    beside = Config(GOOD.chip, (FIRST, third(1, Destination(3, 2, 4)), second), (0, 1), (Readout(3),))
-    assert problems(beside) == []
-    apart = dataclasses.replace(beside, cores=(FIRST, third(1, Destination(3, 2, 3)), second))
-    assert [problem.item for problem in problems(apart)] == ["sources", "channels fed"]
+    eight = np.ones((5, 8, 2, 2), np.int8)
+    assert problems(joined(third(1, Destination(3, 2, 4)), eight)) == []
+    apart = problems(joined(third(1, Destination(3, 2, 3)), eight))
+    assert [problem.item for problem in apart] == ["sources", "channels fed"]
+    twice = dataclasses.replace(FIRST, destinations=(Destination(3, 2), Destination(3, 2, 4)))
+    second = dataclasses.replace(SECOND, input_shape=(8, 8, 10), weights=eight)
+    assert problems(dataclasses.replace(GOOD, cores=(twice, second))) == []
 
 
 def test_addition_is_for_the_newer_chips() -> None:
-    added = Config(GOOD.chip, (FIRST, third(1, Destination(3, 2)), SECOND), (0, 1), (Readout(3),))
-    (problem,) = problems(added)
-    assert problem.text.startswith("conv2: channels 0..3 come from both conv1 and other; on speck2b a core can")
-    assert problems(dataclasses.replace(added, chip=CHIPS["speck2f"])) == []
+    four = np.ones((5, 4, 2, 2), np.int8)
+    (problem,) = problems(joined(third(1, Destination(3, 2)), four))
+    assert problem.text == (
+        "conv2: channels 0..3 come from both conv1 and other; on speck2b a core can concatenate its sources, not add "
+        "them (samna 0.7.1.0 answers `Overlap`)"
+    )
+    assert problems(joined(third(1, Destination(3, 2)), four, "speck2f")) == []
+
+
+def test_the_host_beside_cores() -> None:
+    """In other channels than the cores: samna 0.7.1.0 wants all channels from cores, of the newer that is not known."""
+    eight, beside = np.ones((5, 8, 2, 2), np.int8), InputRoute(3, (1, 32, 40), 4, 4)
+    four = InputRoute(3, (4, 32, 40), 4, 4, 1)
+    host = {"inputs": (InputRoute(0, SHAPE), four), "input_shapes": (SHAPE, (4, 32, 40))}
+    second = dataclasses.replace(SECOND, input_shape=(8, 8, 10), weights=eight)
+    config = dataclasses.replace(GOOD, cores=(FIRST, second), **host)
+    (problem,) = problems(config)
+    assert (problem.item, problem.limit, problem.found) == ("channels fed", 8, 4)
+    newer = dataclasses.replace(config, chip=CHIPS["speck2f"])
+    assert problems(newer) == []
+    assert from_json(to_json(newer)).inputs == (InputRoute(0, SHAPE), four)
+    over = dataclasses.replace(config, inputs=(InputRoute(0, SHAPE), dataclasses.replace(four, feature_shift=3)))
+    assert problems(over)[0].text.endswith("a core can concatenate its sources, not add them")
+    part = dataclasses.replace(newer, inputs=(InputRoute(0, SHAPE), beside))
+    assert [problem.item for problem in problems(part)] == ["channels fed"]
+
+
+def test_channels_that_nothing_feeds() -> None:
+    """None that has weights; of a core that cores feed, none at all."""
+    weights = FIRST.weights.copy()
+    weights[:, 1] = 0
+    half = InputRoute(0, (1, 16, 20))
+    assert problems(changed(first={"weights": weights}, inputs=(half,), input_shapes=((320,),))) == []
+    six = np.concatenate([SECOND.weights, np.zeros((5, 2, 2, 2), np.int8)], axis=1)
+    config = changed(second={"input_shape": (6, 8, 10), "weights": six})
+    assert [(problem.item, problem.found) for problem in problems(config)] == [("channels fed", 4)]
+    assert problems(dataclasses.replace(config, chip=CHIPS["speck2e"])) == []
+
+
+def test_several_inputs_and_outputs() -> None:
+    routes = (InputRoute(0, (1, 16, 20)), InputRoute(0, (1, 32, 40), 2, 1, 1))
+    shapes: tuple[tuple[int, ...], ...] = ((320,), (1, 32, 40))
+    readouts = (Readout(3), Readout(0, output=1))
+    config = changed(first={"monitor": True}, inputs=routes, input_shapes=shapes, readouts=readouts)
+    assert problems(config) == []
+    assert config.output_shapes == ((5, 4, 3), (4, 16, 20))
+    back = from_json(to_json(config))
+    assert (back.inputs, back.input_shapes, back.readouts) == (routes, shapes, readouts)
+    header = json.loads(to_json(config))["snncc"]
+    assert header["inputs"] == [[0, [1, 16, 20], 1, 0, 0], [0, [1, 32, 40], 2, 1, 1]]
+    assert (header["readouts"], header["outputs"]) == ([[3, 0, 1, 0], [0, 0, 1, 1]], [[5, 4, 3], [4, 16, 20]])
+
+
+def test_an_output_from_several_cores() -> None:
+    last = dataclasses.replace(SECOND, index=4, name="conv2.1")
+    first = dataclasses.replace(FIRST, destinations=(Destination(3, 2), Destination(4, 2)))
+    config = dataclasses.replace(GOOD, cores=(first, SECOND, last), readouts=(Readout(4, 5), Readout(3)))
+    assert problems(config) == []
+    assert config.output_shapes == ((10, 4, 3),)
+
+
+PIXELS = CoreConfig(
+    index=1,
+    name="pixels",
+    input_shape=(2, 64, 32),
+    output_shape=(3, 64, 32),
+    kernel=1,
+    stride=(1, 1),
+    padding=(0, 0),
+    weights=np.ones((3, 2, 1, 1), np.int8),
+    threshold_high=1,
+    threshold_low=-1,
+    monitor=True,
+)
+
+
+def seeing(sensor: Sensor, chip: str = "speck2b") -> Config:
+    """One core behind the pixels."""
+    shape, (weights, out) = sensor.shape, (np.ones((3, sensor.shape[0], 1, 1), np.int8), (3, *sensor.shape[1:]))
+    cores = (dataclasses.replace(PIXELS, input_shape=shape, output_shape=out, weights=weights),)
+    return Config(CHIPS[chip], cores, (InputRoute(1, shape),), (Readout(1),), (shape,), sensor)
+
+
+def test_the_sensor() -> None:
+    sensor = Sensor((2, 4), (0, 0), (64, 32), merge=True, off=False, mirror=(True, False))
+    config = seeing(sensor)
+    assert problems(config) == []
+    data = json.loads(to_json(config))
+    dvs = data["value0"]["dvsLayer"]
+    assert dvs["destinations"] == {"value0": {"layer": 1, "enable": True}, "value1": {"layer": 0, "enable": False}}
+    assert (dvs["passSensorEvents"], dvs["merge"], dvs["onChannel"], dvs["offChannel"]) == (True, True, True, False)
+    assert (dvs["pooling"], dvs["origin"], dvs["cut"]) == ({"x": 4, "y": 2}, {"x": 0, "y": 0}, {"x": 127, "y": 127})
+    assert (dvs["mirror"], dvs["mirrorDiagonal"]) == ({"x": False, "y": True}, False)
+    assert data["snncc"]["sensor"]["size"] == [64, 32]
+    assert from_json(to_json(config)).sensor == sensor
+    # The chips of newer samna count pooled pixels.
+    newer = json.loads(to_json(seeing(Sensor((2, 4), (5, 6), (7, 8)), "speck2f")))["value0"]["dvsLayer"]
+    assert (newer["origin"], newer["cut"]) == ({"x": 6, "y": 5}, {"x": 13, "y": 11})
+
+
+WRONG_SENSORS: list[tuple[Config, list[str]]] = [
+    (seeing(Sensor((3, 1), (0, 0), (8, 8))), ["sensor pooling y"]),
+    (seeing(Sensor((1, 1), (64, 65), (64, 64))), ["sensor cut x"]),
+    (seeing(Sensor((1, 1), (-1, 0), (64, 64))), ["sensor cut y"]),
+    (seeing(Sensor((2, 2), (0, 0), (64, 65)), "speck2f"), ["output width", "sensor cut x"]),
+    (seeing(Sensor((2, 1), (1, 0), (63, 64))), ["sensor cut y"]),
+    (seeing(Sensor((1, 1), (0, 0), (0, 64))), ["input height", "output height", "sensor cut y"]),
+    (seeing(Sensor(size=(64, 64), on=False, off=False)), ["sensor polarities"]),
+    (seeing(Sensor(size=(64, 32), mirror_diagonal=True)), ["sensor size with a diagonal mirror"]),
+    (
+        dataclasses.replace(seeing(Sensor(size=(64, 32))), inputs=(InputRoute(1, (2, 128, 64), 2),)),
+        ["way of the sensor"],
+    ),
+    (dataclasses.replace(seeing(Sensor(size=(64, 32))), input_shapes=((4096,),)), ["input shapes"]),
+]
+
+
+@pytest.mark.parametrize(("config", "expected"), WRONG_SENSORS)
+def test_each_problem_of_a_sensor_is_named(config: Config, expected: list[str]) -> None:
+    assert [problem.item for problem in problems(config)] == expected
+
+
+def test_the_sensor_feeds_two_cores() -> None:
+    one = seeing(Sensor(size=(64, 32)))
+    cores = tuple(dataclasses.replace(PIXELS, index=i, name=f"core{i}") for i in range(3))
+    routes = tuple(InputRoute(i, (2, 64, 32)) for i in range(3))
+    readouts = tuple(Readout(i, output=i) for i in range(3))
+    assert problems(dataclasses.replace(one, cores=cores[:2], inputs=routes[:2], readouts=readouts[:2])) == []
+    three = problems(dataclasses.replace(one, cores=cores, inputs=routes, readouts=readouts))
+    assert [(problem.item, problem.limit, problem.found) for problem in three] == [
+        ("cores that the sensor feeds", 2, 3)
+    ]
 
 
 def test_a_cycle_is_named() -> None:
@@ -242,129 +424,30 @@ def test_a_cycle_is_named() -> None:
 
 def test_the_readout_of_the_newer_chips() -> None:
     def ending(channels: int) -> Config:
-        last = {
-            "output_shape": (channels, 4, 3),
-            "weights": np.ones((channels, 4, 2, 2), np.int8),
-            "destinations": (Destination(12),),
-        }
+        weights = np.zeros((channels, 4, 2, 2), np.int8)
+        weights[::4] = 1
+        last = {"output_shape": (channels, 4, 3), "weights": weights, "destinations": (Destination(12),)}
         return changed(second=last, chip=CHIPS["speck2f"], readouts=(Readout(3, step=4),))
 
     assert problems(ending(57)) == []
-    assert ending(57).classes == 15
+    assert ending(57).output_shapes == ((15, 4, 3),)
     assert [problem.item for problem in problems(ending(58))] == ["channels into the readout"]
+    for initial, wrong in ((6, []), (7, ["channels between those that are read"])):
+        last = dataclasses.replace(ending(57).cores[1], initial=np.full((57, 4, 3), initial))
+        assert [p.item for p in problems(dataclasses.replace(ending(57), cores=(FIRST, last)))] == wrong
+
+
+def test_the_documented_refusals() -> None:
+    """The documents list what samna takes and we refuse: the vendor test holds the same list against samna."""
+    _, _, section = REFUSALS.read_text(encoding="utf-8").partition("## What snncc refuses and samna takes")
+    rows = [line.split("|") for line in section.splitlines() if line.startswith("| ")]
+    names = [cells[1].strip() for cells in rows]
+    assert names[:2] == ["refused", "---"]
+    assert tuple(names[2:]) == OURS_ALONE
+    assert all(len(cells) == 5 and cells[2].strip() and cells[3].strip() for cells in rows)
 
 
 # ------------------------------------------------------------------------------------------- the runner, without samna
-
-
-class Event(SimpleNamespace):
-    pass
-
-
-class FakeBoard:
-    """A board that answers each input spike at once with one of the last core, of channel t // 1000 - 1."""
-
-    def __init__(self) -> None:
-        self.log: list[str] = []
-        self.out: list[Event] = []
-        self.resets: list[tuple[int, int, int]] = []
-
-    def __getattr__(self, name: str) -> Any:
-        if name in {"get_model", "get_io_module", "get_source_node", "get_sink_node"}:
-            return lambda: self
-        raise AttributeError(name)
-
-    def apply_configuration(self, configuration: Any) -> None:
-        self.log.append("configured")
-
-    def add_destination(self, channel: str) -> bool:
-        self.log.append(channel)
-        return True
-
-    def write_config(self, register: int, value: int) -> None:
-        self.log.append(f"register {register} = {value}")
-
-    def set_slow_clk_rate(self, hertz: int) -> None:
-        self.log.append(f"slow clock {hertz} Hz")
-
-    def set_slow_clk(self, on: bool) -> None:
-        self.log.append(f"slow clock {on}")
-
-    def write(self, events: list[Any]) -> None:
-        for event in events:
-            if isinstance(event, Spike):
-                assert event.layer == 0
-                self.out.append(Spike(layer=3, feature=event.timestamp // 1000 - 1, x=0, y=0))
-                self.out.append(Spike(layer=0, feature=0, x=0, y=0))  # another core's monitor
-            else:
-                self.resets.append((event.layer, event.address, event.neuron_state))
-
-    def get_events(self) -> list[Event]:
-        events, self.out = self.out, []
-        return events
-
-    def get_input_channel(self) -> str:
-        return "sink connected"
-
-
-class Spike(Event):
-    pass
-
-
-def fake_samna(board: FakeBoard) -> ModuleType:
-    """As much of samna 0.7 as a deployment uses."""
-    chip = ModuleType("samna.speck2b")
-    chip.event = SimpleNamespace(Spike=Spike, WriteNeuronValue=Event)  # type: ignore[attr-defined]
-    configuration = SimpleNamespace(from_json=lambda text: None)
-    chip.configuration = SimpleNamespace(SpeckConfiguration=lambda: configuration)  # type: ignore[attr-defined]
-    controller = SimpleNamespace(
-        get_unopened_devices=lambda: [
-            SimpleNamespace(device_type_name=name) for name in ("Davis 346", "Speck2bTestboard")
-        ],
-        open_device=lambda info, name: board.log.append(f"opened {info.device_type_name} as {name}"),
-    )
-    samna = ModuleType("samna")
-    samna.__dict__.update(
-        speck2b=chip,
-        device=SimpleNamespace(),
-        device_node=SimpleNamespace(DeviceController=controller, board=board),
-        SamnaNode=lambda *arguments: object(),
-        setup_local_node=lambda *arguments: None,
-        open_remote_node=lambda *arguments: None,
-        BufferSinkNode_speck2b_event_output_event=lambda: board,
-    )
-    return samna
-
-
-def test_deployment_on_a_fake_board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order of calls and the counting; that a real board answers so is not known."""
-    board = FakeBoard()
-    monkeypatch.setitem(sys.modules, "samna", fake_samna(board))
-    monkeypatch.setattr(run, "validate", lambda configs: [{"valid": True}])
-    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
-    spikes = np.zeros((4, 2, 2, 16, 20), np.uint8)
-    spikes[0, 0, 1, 3, 4] = 2
-    spikes[3, 0, 0, 15, 19] = 1
-    spikes[1, 1, 0, 0, 0] = 3
-    np.savez(tmp_path / "events.npz", x0=spikes)
-    (tmp_path / "config.json").write_text(to_json(GOOD))
-    files = ["--input", str(tmp_path / "events.npz"), "--output", str(tmp_path / "counts.npz")]
-    assert run.main([*files, "--timestep-us", "1000", str(tmp_path / "config.json")]) == 0
-    with np.load(tmp_path / "counts.npz") as file:
-        np.testing.assert_array_equal(file["counts0"], [[2, 0, 0, 1, 0], [0, 3, 0, 0, 0]])
-    start = [
-        "opened Speck2bTestboard as board",
-        "sink connected",
-        "configured",
-        "slow clock False",
-        "slow clock 1000 Hz",
-    ]
-    sample = ["register 3 = 0", "register 3 = 1", "slow clock True", "slow clock False"]
-    assert board.log == [*start, *sample, *sample]
-    neurons = {(core, address): value for core, address, value in board.resets}
-    assert len(board.resets) == 2 * len(neurons) == 2 * (4 * 16 * 20 + 5 * 4 * 3)
-    # channel 3, y 2, x 1 of conv1: 2 channel bits, 5 bits for x, y above them (speck2b)
-    assert neurons[0, 2 << 7 | 1 << 2 | 3] == FIRST.initial[3, 2, 1]
 
 
 def test_the_runner_without_samna(

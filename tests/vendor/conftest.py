@@ -3,6 +3,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from samna_sdk import Samna
 
 from snncc import sdk
 
@@ -21,3 +22,8 @@ def sdk_python() -> Callable[[str], Path]:
         return found
 
     return python
+
+
+@pytest.fixture
+def samna(sdk_python: Callable[[str], Path], tmp_path: Path) -> Samna:
+    return Samna(sdk_python("samna"), tmp_path)

@@ -10,12 +10,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chipnets import chip_network
-from zoo import SEQUENTIAL_ZOO, build, example_input
+from chipnets import chip_network, graph_network
+from samna_sdk import Samna
+from zoo import GRAPH_ZOO, SEQUENTIAL_ZOO, build, example_input
 
 import snncc
+from snncc.ir import ops
+from snncc.ir.types import per_channel
 from snncc.targets.dynapcnn import run
 from snncc.targets.dynapcnn.chips import CHIPS
+from snncc.targets.dynapcnn.decode import read_writes
+from snncc.targets.dynapcnn.lower import Reader
 
 pytestmark = pytest.mark.vendor
 VALIDATED = [name for name, chip in CHIPS.items() if chip.validated]
@@ -28,7 +33,7 @@ def python(sdk_python: Callable[[str], Path]) -> Path:
 
 
 def zoo(name: str, chip: str) -> snncc.CompiledModel:
-    x = example_input(SEQUENTIAL_ZOO[name].input_shape, 4, seed=1)
+    x = example_input({**SEQUENTIAL_ZOO, **GRAPH_ZOO}[name].input_shape, 4, seed=1)
     return snncc.compile(build(name), chip, calibration=x, bias="keep")
 
 
@@ -43,7 +48,7 @@ def judge(python: Path, folder: Path, models: Sequence[snncc.CompiledModel]) -> 
 
 
 def test_samna_takes_the_zoo(python: Path, tmp_path: Path) -> None:
-    asked = [(name, chip) for chip in VALIDATED for name in SEQUENTIAL_ZOO]
+    asked = [(name, chip) for chip in VALIDATED for name in (*SEQUENTIAL_ZOO, *GRAPH_ZOO)]
     answers = judge(python, tmp_path, [zoo(*each) for each in asked])
     assert [(a["valid"], a["message"], a["chip"], a["version"]) for a in answers] == [
         (True, "", chip, VERSION) for _, chip in asked
@@ -65,6 +70,41 @@ def test_samna_takes_generated_networks(python: Path, tmp_path: Path) -> None:
     answers = judge(python, tmp_path, models)
     assert [(a["valid"], a["message"]) for a in answers] == [(True, "")] * 40
     assert {a["chip"] for a in answers} == set(VALIDATED)
+
+
+def test_memory_writes_are_our_integers(samna: Samna) -> None:
+    """Of 100 generated networks, chains and branches: what samna would write to the chip's memories is the mapped
+    graph's weights, biases and initial potentials, none missing, none extra."""
+    models: list[snncc.CompiledModel] = []
+    seed, chains = 0, 0
+    while len(models) < 100:
+        seed += 1
+        branches = seed % 5 > 1
+        net, shape = (graph_network if branches else chip_network)(np.random.default_rng(seed))
+        try:
+            x = example_input(shape, 4, seed)
+            models.append(snncc.compile(net, VALIDATED[seed % len(VALIDATED)], calibration=x, bias="keep"))
+            chains += not branches
+        except snncc.CompileError:
+            assert seed < 160, "too few of the generated networks are legal"
+    assert 20 < chains < 60
+    texts = [str(model.target.files(model.graph, model.options)["config.json"]) for model in models]
+    relays = 0
+    for model, read in zip(models, samna.read_back(texts), strict=True):
+        graph, chip = model.graph, CHIPS[model.target.name]
+        memories = read_writes(read["writes"], model.target.config(graph, model.options))  # type: ignore[attr-defined]
+        reader = Reader(graph, chip)
+        assert memories.keys() == {layer.core for layer in reader.layers}
+        for layer in reader.layers:
+            op, neuron = layer.node.op, layer.neuron
+            assert isinstance(op, ops.Weighted) and neuron is not None and isinstance(neuron.op, ops.If)
+            held = memories[layer.core]
+            np.testing.assert_array_equal(held.weights, reader.kernel(layer))
+            np.testing.assert_array_equal(held.biases, 0 if op.bias is None else graph.value(op.bias))
+            v0 = np.asarray(per_channel(neuron.op.v0, graph.store, 3))
+            np.testing.assert_array_equal(held.initial, np.broadcast_to(v0, layer.output))
+            relays += ".relay" in neuron.name or ".slice" in neuron.name
+    assert relays  # the generator is worth its name
 
 
 def test_validate(python: Path) -> None:

@@ -7,9 +7,10 @@ JSON has x before y.
 """
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass
 from graphlib import CycleError, TopologicalSorter
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from snncc.targets.dynapcnn.chips import (
 )
 
 Integers = npt.NDArray[np.integer[Any]]
+PIXELS = 128  # of the sensor, in either direction (datasheet 2.3)
 
 
 @dataclass(frozen=True)
@@ -80,31 +82,88 @@ class CoreConfig:
 
 
 @dataclass(frozen=True)
+class InputRoute:
+    """How the host's input number `index` gets to core `core`.
+
+    The host lays the input's values, in C order, into a map `shape` (channels, height, width), which may be larger than
+    the input: what is left is never sent. A spike of (channel, y, x) of that map becomes an event at (channel +
+    feature_shift, y // pooling, x // pooling) of the core.
+    """
+
+    core: int
+    shape: tuple[int, int, int]
+    pooling: int = 1
+    feature_shift: int = 0
+    index: int = 0
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """The chip's own pixels as the input, in place of the host: 128 x 128, events of two polarities.
+
+    In this order (datasheet 2.3): polarities (`on`, `off`: taken or not; `merge`: both in channel 0), sum pooling, the
+    cut to `size` pooled pixels from `origin`, mirroring. Pairs are (y, x).
+    """
+
+    pooling: tuple[int, int] = (1, 1)
+    origin: tuple[int, int] = (0, 0)
+    size: tuple[int, int] = (128, 128)
+    merge: bool = False
+    on: bool = True
+    off: bool = True
+    mirror: tuple[bool, bool] = (False, False)
+    mirror_diagonal: bool = False
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """The map (channels, height, width) that the cores see."""
+        return (1 if self.merge else 2, *self.size)
+
+
+@dataclass(frozen=True)
 class Readout:
-    """How a monitored core's spikes become classes: a spike of channel c counts for class first + c // step."""
+    """How a monitored core's spikes become scores: one of channel c counts for channel first + c // step of the
+    network's output number `output`."""
 
     core: int
     first: int = 0
     step: int = 1
+    output: int = 0
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """Of which neurons of the network a monitored core's spikes are: channel c of the core is channel first + c of
+    `name`. A layer that is split over cores has a monitor for each."""
+
+    name: str
+    core: int
+    first: int = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Config:
-    """A whole chip. `inputs` are the cores that the host sends each input event to (more than one: a copy to each).
-
-    A host's event names its core, so the DVS layer plays no part and stays off.
+    """A whole chip. `inputs` are the ways of what the host sends, an event for each way; with a `sensor`, they name the
+    cores that it sends to. `input_shapes` are the network's own.
     """
 
     chip: Chip
     cores: tuple[CoreConfig, ...]
-    inputs: tuple[int, ...]
+    inputs: tuple[InputRoute, ...]
     readouts: tuple[Readout, ...]
+    input_shapes: tuple[tuple[int, ...], ...]
+    sensor: Sensor | None = None
+    monitors: tuple[Monitor, ...] = ()
 
     @property
-    def classes(self) -> int:
-        """The number of classes that the readouts give."""
-        channels = {core.index: core.output_shape[0] for core in self.cores}
-        return max((r.first + -(-channels.get(r.core, 0) // r.step) for r in self.readouts), default=0)
+    def output_shapes(self) -> tuple[tuple[int, int, int], ...]:
+        """Of each output the channels that its readouts give, and the height and width of their cores' maps."""
+        cores, shapes = {core.index: core for core in self.cores}, dict[int, tuple[int, int, int]]()
+        for readout in self.readouts:
+            channels, height, width = cores[readout.core].output_shape
+            last = readout.first + -(-channels // readout.step)
+            shapes[readout.output] = (max(last, shapes.get(readout.output, (0,))[0]), height, width)
+        return tuple(shapes[output] for output in sorted(shapes))
 
 
 @dataclass(frozen=True)
@@ -129,7 +188,7 @@ class ConfigError(ValueError):
 def problems(config: Config) -> list[Problem]:
     """Everything that stands in the way of this configuration on its chip, empty if nothing does."""
     found = [problem for core in config.cores for problem in (*_ranges(config.chip, core), *_shapes(config.chip, core))]
-    return [*found, *_connections(config), *_ends(config)]
+    return [*found, *_connections(config), *_sensor(config), *_ends(config)]
 
 
 def _ranges(chip: Chip, core: CoreConfig) -> Iterator[Problem]:
@@ -190,13 +249,41 @@ def _shapes(chip: Chip, core: CoreConfig) -> Iterator[Problem]:
                 yield Problem(core.name, f"{item} memory", limit, needed, text)
 
 
+@dataclass(frozen=True)
+class _Source:
+    """Channels first..last of a core that somebody feeds. `wired`: on the chip, so that samna's validator sees it."""
+
+    first: int
+    last: int
+    name: str
+    wired: bool
+
+
 def _connections(config: Config) -> Iterator[Problem]:
-    """Every destination against the core that it names, and the graph that they make."""
+    """Every way into a core against the core that it names, and the graph that the cores make."""
     chip, cores = config.chip, {core.index: core for core in config.cores}
     if len(cores) != len(config.cores):
         yield _problem("", "cores", "each core once", str([core.index for core in config.cores]))
-    # Of each core, the channels that others feed: first, last + 1, by which layer.
-    taken: dict[int, list[tuple[int, int, str]]] = {index: [] for index in cores}
+    sources: dict[int, list[_Source]] = {index: [] for index in cores}
+    for route in config.inputs:
+        name, target = f"input {route.index}", cores.get(route.core)
+        legal = range(len(config.input_shapes))
+        if route.index not in legal:
+            yield _problem("", "number of the input", _words(legal) if legal else "none", route.index)
+        elif prod(route.shape) < prod(config.input_shapes[route.index]):
+            yield _problem(
+                name, "size of its map", f"{prod(config.input_shapes[route.index])} or more", prod(route.shape)
+            )
+        if target is None:
+            yield _problem("", "inputs", f"some of the used cores ({', '.join(map(str, cores))})", route.core)
+            continue
+        edge = f"{name} -> {target.name}"
+        if route.pooling < 1:  # else any: the host divides the coordinates itself
+            yield _problem(edge, "pooling", "1 or more", route.pooling)
+        else:
+            yield from _fits(edge, route.shape, route.pooling, route.feature_shift, target)
+        first, last = route.feature_shift, route.feature_shift + route.shape[0] - 1
+        sources[target.index].append(_Source(first, last, name, wired=config.sensor is not None))
     for core in config.cores:
         for destination in core.destinations:
             target, shift = cores.get(destination.layer), destination.feature_shift
@@ -206,31 +293,15 @@ def _connections(config: Config) -> Iterator[Problem]:
                     yield _problem(core.name, "channels into the readout", most, core.output_shape[0] + shift)
                 continue
             if target is None or target is core:
-                legal = f"another used core ({', '.join(str(index) for index in cores if index != core.index)})"
-                yield _problem(core.name, "destination", legal, destination.layer)
+                others = f"another used core ({', '.join(str(index) for index in cores if index != core.index)})"
+                yield _problem(core.name, "destination", others, destination.layer)
                 continue
-            edge = f"{core.name} -> {target.name}"
-            for axis, out, into in zip("yx", core.output_shape[1:], target.input_shape[1:], strict=True):
-                if destination.pooling in chip.poolings and out // destination.pooling != into:
-                    yield _problem(edge, f"size {axis} after pooling", into, out // destination.pooling)
-            first, last = shift, shift + core.output_shape[0]
-            if first < 0 or last > target.input_shape[0]:
-                yield _problem(edge, "channels", f"0..{target.input_shape[0] - 1}", f"{first}..{last - 1}")
-            for other_first, other_last, other in taken[target.index]:
-                if first < other_last and other_first < last and not chip.adds:
-                    both = f"{max(first, other_first)}..{min(last, other_last) - 1}"
-                    text = f"{target.name}: channels {both} come from both {other} and {core.name}; "
-                    text += f"on {chip.name} a core can concatenate its sources, not add them"
-                    yield Problem(target.name, "sources", "one a channel", "two", text)
-            taken[target.index].append((first, last, core.name))
+            if destination.pooling in chip.poolings:
+                edge = f"{core.name} -> {target.name}"
+                yield from _fits(edge, core.output_shape, destination.pooling, shift, target)
+            sources[target.index].append(_Source(shift, shift + core.output_shape[0] - 1, core.name, wired=True))
     for core in config.cores:
-        fed = len({channel for first, last, _ in taken[core.index] for channel in range(first, last)})
-        if core.index in config.inputs and fed:
-            yield _problem(core.name, "sources", "the host or other cores", "both")
-        elif core.index not in config.inputs and not fed:
-            yield _problem(core.name, "sources", "the host or another core", "none")
-        elif core.index not in config.inputs and fed < core.input_shape[0]:
-            yield _problem(core.name, "channels fed", core.input_shape[0], fed)
+        yield from _sources(chip, core, sources[core.index])
     try:
         TopologicalSorter({core.index: [d.layer for d in core.destinations] for core in config.cores}).prepare()
     except CycleError as error:
@@ -239,23 +310,118 @@ def _connections(config: Config) -> Iterator[Problem]:
             yield _problem("", "connections", "no cycle", " -> ".join(path))
 
 
+def _fits(edge: str, shape: tuple[int, int, int], pooling: int, shift: int, target: CoreConfig) -> Iterator[Problem]:
+    """A map that arrives, pooled and shifted, against the core's input."""
+    for axis, out, into in zip("yx", shape[1:], target.input_shape[1:], strict=True):
+        if out // pooling != into:
+            yield _problem(edge, f"size {axis} after pooling", into, out // pooling)
+    if shift < 0 or shift + shape[0] > target.input_shape[0]:
+        yield _problem(edge, "channels", f"0..{target.input_shape[0] - 1}", f"{shift}..{shift + shape[0] - 1}")
+
+
+def _sources(chip: Chip, core: CoreConfig, sources: list[_Source]) -> Iterator[Problem]:
+    """That each channel of a core has one source, or on some chips several."""
+    for i, source in enumerate(sources):
+        for other in sources[:i]:
+            first, last = max(source.first, other.first), min(source.last, other.last)
+            if first <= last and not chip.adds:
+                text = f"{core.name}: channels {first}..{last} come from both {other.name} and {source.name}; "
+                text += f"on {chip.name} a core can concatenate its sources, not add them"
+                if source.wired and other.wired:
+                    text += " (samna 0.7.1.0 answers `Overlap`)"
+                yield Problem(core.name, "sources", "one a channel", "two", text)
+    if not sources:
+        yield _problem(core.name, "sources", "the host or another core", "none")
+        return
+    every = range(core.input_shape[0])
+    fed = {channel for source in sources for channel in range(source.first, source.last + 1)}
+    wired = {channel for source in sources if source.wired for channel in range(source.first, source.last + 1)}
+    known = core.weights.ndim == 4 and core.weights.shape[1] == len(every)
+    if missing := [c for c in every if c not in fed and (not known or np.any(core.weights[:, c]))]:
+        yield _problem(core.name, "channels fed", len(every), len(every) - len(missing))
+    elif wired and not chip.adds and len(wired) < len(every):
+        # samna 0.7.1.0: `Gap between`, `Input range does not start from 0` or `Input space feature count does not
+        # match`, whatever the weights of the other channels are. Of the host's channels it knows nothing.
+        text = f"{core.name}: {len(wired)} of its {len(every)} channels come from cores or pixels; on {chip.name} it "
+        text += "must be all or none, so that the host cannot give the rest and none can be left out"
+        yield Problem(core.name, "channels fed", len(every), len(wired), text)
+
+
+def _sensor(config: Config) -> Iterator[Problem]:
+    """The pixels as the input: what samna's dvs_layer takes."""
+    chip, sensor = config.chip, config.sensor
+    if sensor is None:
+        return
+    if config.input_shapes != (sensor.shape,):
+        yield _problem("", "input shapes", str((sensor.shape,)), str(config.input_shapes))
+    if len(config.inputs) > chip.destinations:
+        yield _problem("", "cores that the sensor feeds", chip.destinations, len(config.inputs))
+    for route in config.inputs:
+        if route != InputRoute(route.core, sensor.shape):
+            yield _problem("", "way of the sensor", str(InputRoute(route.core, sensor.shape)), str(route))
+    for axis, pooling, origin, size in zip("yx", sensor.pooling, sensor.origin, sensor.size, strict=True):
+        if pooling not in chip.poolings:
+            yield _problem("", f"sensor pooling {axis}", _words(chip.poolings), pooling)
+        elif not 0 <= origin < origin + size <= PIXELS // pooling:
+            legal = f"within the {PIXELS // pooling} pooled pixels"
+            yield _problem("", f"sensor cut {axis}", legal, f"{origin}..{origin + size - 1}")
+        elif pooling > 1 and size < PIXELS // pooling and chip.validated:
+            text = f"sensor: it pools and cuts {axis}, and it is not known in which pixels {chip.name} cuts: samna "
+            text += "0.7.1.0 counts them before the pooling, the datasheet and sinabs after it; do one of the two"
+            yield Problem("", f"sensor cut {axis}", "none with pooling", f"{origin}..{origin + size - 1}", text)
+    if not (sensor.on or sensor.off):
+        yield _problem("", "sensor polarities", "on, off or both", "none")
+    if sensor.mirror_diagonal and sensor.size[0] != sensor.size[1]:  # samna and sinabs do not turn the size with it
+        yield _problem("", "sensor size with a diagonal mirror", "a square", str(sensor.size))
+
+
 def _ends(config: Config) -> Iterator[Problem]:
     """Where spikes come in and where they are counted."""
     cores = {core.index: core for core in config.cores}
-    for item, named in (("inputs", config.inputs), ("readouts", tuple(readout.core for readout in config.readouts))):
-        if not named or len(set(named)) != len(named) or not set(named) <= set(cores):
-            yield _problem("", item, f"some of the used cores ({', '.join(map(str, cores))}), each once", str(named))
-    shapes = {cores[index].input_shape for index in config.inputs if index in cores}
-    if len(shapes) > 1:
-        yield _problem("", "input shapes", "the same for all inputs", str(sorted(shapes)))
+    used = f"some of the used cores ({', '.join(map(str, cores))})"
+    if not config.inputs:
+        yield _problem("", "inputs", used, "none")
+    readouts = [(readout.core, readout.output) for readout in config.readouts]
+    outputs = sorted({output for _, output in readouts})
+    if not readouts or len(set(readouts)) != len(readouts) or not {core for core, _ in readouts} <= set(cores):
+        yield _problem("", "readouts", f"{used}, each once an output", str(readouts))
+    elif outputs != list(range(len(outputs))):
+        yield _problem("", "outputs", f"0..{len(outputs) - 1}", str(outputs))
+    else:
+        for output in outputs:
+            yield from _output(config, output)
     for readout in config.readouts:
         if readout.core in cores and not cores[readout.core].monitor:
             yield _problem(cores[readout.core].name, "monitor", "on, for a readout", "off")
-        if readout.first < 0 or readout.step < 1:
-            yield _problem("", "readout", "first >= 0, step >= 1", str(readout))
+    for monitor in config.monitors:
+        if monitor.core not in cores or not cores[monitor.core].monitor or monitor.first < 0:
+            yield _problem(monitor.name, "monitor", "a core with its monitor on, first >= 0", str(monitor))
     for core in config.cores:
         if not core.destinations and not core.monitor:
             yield _problem(core.name, "destinations", "a destination or the monitor", "neither")
+
+
+def _output(config: Config, output: int) -> Iterator[Problem]:
+    """The readouts of one output: they tile its channels, and channels that a step leaves out are silent."""
+    cores = {core.index: core for core in config.cores}
+    readouts = sorted((r for r in config.readouts if r.output == output), key=lambda r: r.first)
+    sizes, end = {cores[readout.core].output_shape[1:] for readout in readouts}, 0
+    if len(sizes) > 1:
+        yield _problem("", f"sizes of the maps of output {output}", "one", str(sorted(sizes)))
+    for readout in readouts:
+        core = cores[readout.core]
+        if readout.step < 1 or readout.first != end:
+            yield _problem("", "readout", f"first = {end}, step >= 1", str(readout))
+            return
+        end += -(-core.output_shape[0] // readout.step)
+        between = [c for c in range(core.output_shape[0]) if c % readout.step]
+        pushed = [each for each in (core.weights, core.biases) if each is not None]
+        loud = any(len(each) == core.output_shape[0] and np.any(each[between]) for each in pushed)
+        if core.initial is not None and core.initial.shape == core.output_shape:
+            loud |= bool(np.any(core.initial[between] >= core.threshold_high))
+        if loud:
+            legal = "no weights, no biases and a potential below the threshold"
+            yield _problem(core.name, "channels between those that are read", legal, "others")
 
 
 def _problem(core_name: str, item: str, limit: str | int, found: str | int) -> Problem:
@@ -265,6 +431,18 @@ def _problem(core_name: str, item: str, limit: str | int, found: str | int) -> P
 
 def _words(legal: range | tuple[int, ...]) -> str:
     return f"{legal[0]}..{legal[-1]}" if isinstance(legal, range) else ", ".join(map(str, legal))
+
+
+# The readout block in use, every spike counted and its winner told to the host (synsense's tutorial 'using the readout
+# layer', for the speck2e; names: datasheet of the speck2f). Not checked: no such samna can be had.
+READOUT_BLOCK: Json = {
+    "enable": True,
+    "readout_configuration_sel": 3,
+    "output_mode_sel": 1,
+    "low_pass_filter_disable": True,
+    "monitor_enable": False,
+    "readout_pin_monitor_enable": True,
+}
 
 
 def to_json(config: Config) -> str:
@@ -279,17 +457,23 @@ def to_json(config: Config) -> str:
     unused = CoreConfig(0, "", (1, 1, 1), (1, 1, 1), 1, (1, 1), (0, 0), np.zeros((1, 1, 1, 1), np.int8), 0, 0)
     layers = [_core(chip, used.get(index, unused)) for index in range(len(chip.cores))]
     root = {"cnn_layers": cereal_array(layers), **periphery(chip)}
+    if config.sensor is not None:
+        root["dvs_layer"] = {**root["dvs_layer"], **_dvs_layer(chip, config.sensor, config.inputs)}
+    if chip.readout and any(d.layer == chip.readout.layer for core in config.cores for d in core.destinations):
+        root["readout"] = READOUT_BLOCK
     header = {
         "chip": chip.name,
         "samna_module": chip.samna_module,
         "samna_configuration": chip.samna_configuration,
         "whole": chip.validated,  # else: to be laid over the module's own defaults
         "neuron_major": chip.neuron_major,
-        "input_shape": used[config.inputs[0]].input_shape,
         "leaks": any(core.leaks for core in config.cores),
-        "inputs": config.inputs,
-        "readouts": [[readout.core, readout.first, readout.step] for readout in config.readouts],
-        "classes": config.classes,
+        "input_shapes": config.input_shapes,
+        "inputs": [astuple(route) for route in config.inputs],
+        "readouts": [astuple(readout) for readout in config.readouts],
+        "outputs": config.output_shapes,
+        "sensor": None if config.sensor is None else asdict(config.sensor),
+        "monitors": [astuple(monitor) for monitor in config.monitors],
         "names": {str(core.index): core.name for core in config.cores},
     }
     body = _camel(root) if chip.key_style == "camel" else root
@@ -297,13 +481,76 @@ def to_json(config: Config) -> str:
 
 
 def from_json(text: str) -> Config:
-    """The configuration that `to_json` wrote. Raises KeyError or ValueError for a text that it did not write."""
+    """The configuration that `to_json` wrote; initial potentials that are all zero are None.
+
+    Raises KeyError, TypeError or ValueError for a text that it did not write.
+    """
     data = json.loads(text)
     header, root = data["snncc"], _snake(data["value0"])
     layers, names = root["cnn_layers"], header["names"]
-    cores = tuple(_read_core(int(index), name, layers[f"value{index}"]) for index, name in names.items())
-    readouts = tuple(Readout(*readout) for readout in header["readouts"])
-    return Config(CHIPS[header["chip"]], cores, tuple(header["inputs"]), readouts)
+    sensor: Json = {k: tuple(v) if isinstance(v, list) else v for k, v in (header["sensor"] or {}).items()}
+    return Config(
+        chip=CHIPS[header["chip"]],
+        cores=tuple(_read_core(int(index), name, layers[f"value{index}"]) for index, name in names.items()),
+        inputs=tuple(InputRoute(core, (c, h, w), *rest) for core, (c, h, w), *rest in header["inputs"]),
+        readouts=tuple(Readout(*readout) for readout in header["readouts"]),
+        input_shapes=tuple(map(tuple, header["input_shapes"])),
+        sensor=Sensor(**sensor) if sensor else None,
+        monitors=tuple(Monitor(*monitor) for monitor in header["monitors"]),
+    )
+
+
+def read_cores(data: Json) -> tuple[CoreConfig, ...]:
+    """All the cores of a JSON of samna's, used or not. Raises KeyError, TypeError or ValueError if it is another's."""
+    layers = _snake(data["value0"])["cnn_layers"]
+    return tuple(_read_core(i, f"core{i}", layers[f"value{i}"]) for i in range(len(layers)))
+
+
+def read_dvs_layer(data: Json) -> tuple[Sensor, tuple[int, ...]] | None:
+    """The sensor of a JSON of samna's and the cores that it feeds; None if it feeds none. Its size is the difference of
+    `cut` and `origin`, whether that counts pixels after the pooling or before (see `_dvs_layer`)."""
+    dvs = _snake(data["value0"])["dvs_layer"]
+    cores = tuple(slot["layer"] for slot in dvs["destinations"].values() if slot["enable"])
+    if not cores or not dvs["pass_sensor_events"]:
+        return None
+    origin, cut = _yx(dvs["origin"]), _yx(dvs["cut"])
+    sensor = Sensor(
+        pooling=_yx(dvs["pooling"]),
+        origin=origin,
+        size=(cut[0] - origin[0] + 1, cut[1] - origin[1] + 1),
+        merge=dvs["merge"],
+        on=dvs["on_channel"],
+        off=dvs["off_channel"],
+        mirror=_yx(dvs["mirror"]),
+        mirror_diagonal=dvs["mirror_diagonal"],
+    )
+    return sensor, cores
+
+
+def _dvs_layer(chip: Chip, sensor: Sensor, routes: tuple[InputRoute, ...]) -> Json:
+    """The fields of samna's dvs_layer with the pixels on.
+
+    `origin` and `cut` (the last row and column taken) count pooled pixels: sinabs 3.1.3, `DVSLayer.get_config_dict` in
+    `sinabs/backend/dynapcnn/dvs_layer.py`. samna 0.7.1.0's validator counts them before the pooling, but writes them to
+    the chip's registers as they are. So for its chips an axis that is pooled and not cut is written as all 128 pixels,
+    which is the same in either reading; `_sensor` refuses the others.
+    """
+    cut = [origin + size - 1 for origin, size in zip(sensor.origin, sensor.size, strict=True)]
+    if chip.validated:
+        cut = [last if pooling == 1 else PIXELS - 1 for last, pooling in zip(cut, sensor.pooling, strict=True)]
+    slots = [route.core for route in routes] + [0] * (chip.destinations - len(routes))
+    return {
+        "destinations": cereal_array([{"layer": core, "enable": i < len(routes)} for i, core in enumerate(slots)]),
+        "merge": sensor.merge,
+        "mirror": _xy(sensor.mirror),
+        "mirror_diagonal": sensor.mirror_diagonal,
+        "pass_sensor_events": True,
+        "on_channel": sensor.on,
+        "off_channel": sensor.off,
+        "pooling": _xy(sensor.pooling),
+        "cut": _xy(cut),
+        "origin": _xy(sensor.origin),
+    }
 
 
 def _core(chip: Chip, core: CoreConfig) -> Json:
@@ -344,30 +591,33 @@ def _core(chip: Chip, core: CoreConfig) -> Json:
 
 
 def _read_core(index: int, name: str, core: Json) -> CoreConfig:
-    def yx(pair: Json) -> tuple[int, int]:
-        return pair["y"], pair["x"]
-
     def shape(io: Json) -> tuple[int, int, int]:
-        return (io["feature_count"], *yx(io["size"]))
+        return (io["feature_count"], *_yx(io["size"]))
 
     def tensor(key: str, dtype: type[np.integer[Any]]) -> Integers:
         read: Integers = np.array(core[key]["values"], dtype).reshape(*core[key]["dimensions"].values())
+        if _tensor(read)["offsets"] != core[key]["offsets"]:
+            raise ValueError(f"{name}: {key} in another order")
         return read
 
-    dimensions = core["dimensions"]
+    if len(core["destinations"]) > Chip.destinations:  # samna 0.7.1.0 reads two and says nothing
+        raise ValueError(f"{name}: {len(core['destinations'])} destinations")
+    if any(any(tensor["values"]) for key, tensor in core.items() if key.endswith("kill_bit")):
+        raise ValueError(f"{name}: memory cells that are switched off")
+    dimensions, initial = core["dimensions"], tensor("neurons_initial_value", np.int16).transpose(0, 2, 1)
     return CoreConfig(
         index=index,
         name=name,
         input_shape=shape(dimensions["input_shape"]),
         output_shape=shape(dimensions["output_shape"]),
         kernel=dimensions["kernel_size"],
-        stride=yx(dimensions["stride"]),
-        padding=yx(dimensions["padding"]),
+        stride=_yx(dimensions["stride"]),
+        padding=_yx(dimensions["padding"]),
         weights=tensor("weights", np.int8).transpose(0, 1, 3, 2),
         threshold_high=core["threshold_high"],
         threshold_low=core["threshold_low"],
         biases=tensor("biases", np.int16) if core["leak_enable"] else None,
-        initial=tensor("neurons_initial_value", np.int16).transpose(0, 2, 1),
+        initial=initial if initial.any() else None,
         return_to_zero=core["return_to_zero"],
         destinations=tuple(
             Destination(d["layer"], d["pooling"], d["feature_shift"])
@@ -378,8 +628,12 @@ def _read_core(index: int, name: str, core: Json) -> CoreConfig:
     )
 
 
-def _xy(pair: tuple[int, ...]) -> Json:
+def _xy(pair: Sequence[int]) -> Json:
     return {"x": pair[1], "y": pair[0]}
+
+
+def _yx(pair: Json) -> tuple[Any, Any]:
+    return pair["y"], pair["x"]
 
 
 def _tensor(array: npt.NDArray[Any]) -> Json:

@@ -1,76 +1,152 @@
-"""From a graph to the chip's layers: what each core computes, whether it may, and where it goes.
+"""From a graph to the chip's layers: what each core computes, whether it may, and where its spikes go.
 
-A layer is a weighted sum, the neuron behind it, and the pooling on the way to the next layer. The same reading serves
-the network (before calibration, so that limits are told early) and the integer graph (for the configuration).
+A layer is a weighted operation and the neuron behind it; what it reads are wires: spikes of other layers, or of the
+input, pooled on their way and laid side by side as channels. The same reading serves the network (before calibration,
+so that limits are told early), the integer graph (to place it) and the mapped one (for the configuration).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from itertools import product
+from math import prod
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, Node, Severity, Stage, ops
-from snncc.ir.diagnostics import errors
+from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, ops
+from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array, per_channel
-from snncc.passes.base import Context, Pass, Relation
-from snncc.passes.place import Group, Place, place_groups
+from snncc.passes.fuse_linear import Shape, as_map, is_host_layout, ungrouped
 from snncc.targets.dynapcnn.chips import Chip, bias_words, kernel_words, neuron_words
-from snncc.targets.dynapcnn.config import Config, CoreConfig, Destination, Readout
+from snncc.targets.dynapcnn.config import Config, CoreConfig, Destination, InputRoute, Monitor, Readout, Sensor
+from snncc.targets.dynapcnn.placement import Demand
 
-Shape = tuple[int, int, int]
+Pair = tuple[int, int]
+CORE = "core "  # how a core is named as a place: "core 3"
+
+
+@dataclass(frozen=True)
+class Wire:
+    """Spikes on their way into a layer: of ``source``, a neuron, or a layout of an input if ``host``; ``shape`` is what
+    the source sends, ``pooling`` by how much rows and columns shrink."""
+
+    source: str
+    shape: Shape
+    pooling: int = 1
+    scale: float = 1.0  # that the pooling has in the graph
+    host: bool = False
+
+    @property
+    def size(self) -> Pair:
+        """Height and width of what arrives."""
+        return self.shape[1] // self.pooling, self.shape[2] // self.pooling
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How the chip's square kernel, with one padding for opposite sides, holds a kernel of any shape: at ``at`` (y, x)
+    within ``kernel`` rows and columns, zeros around it."""
+
+    kernel: int
+    stride: Pair
+    padding: Pair
+    at: Pair
 
 
 @dataclass
 class Layer:
-    """One core's work. Shapes are (channels, height, width), ``output`` before pooling; pairs are (y, x)."""
+    """One layer. Shapes are (channels, height, width), pairs (y, x).
 
-    weighted: Node
+    Attributes:
+        node: the weighted operation; of a relay that picks rows and columns, the slice.
+        wires: what it reads, in order of channels.
+        firsts: the first channel of each wire in the input of the core.
+        input: the shape that the core sees.
+        kernel: rows and columns that a window spans, dilation included.
+        offset: of the first window; negative in padding.
+        neuron: what fires.
+        fit: how the chip does it, None if it cannot.
+    """
+
+    node: Node
+    wires: tuple[Wire, ...]
+    firsts: tuple[int, ...]
     input: Shape
     output: Shape
-    kernel: tuple[int, int]
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    pooling: int = 1
+    kernel: Pair
+    stride: Pair = (1, 1)
+    offset: Pair = (0, 0)
     neuron: Node | None = None
+    fit: Fit | None = None
     nodes: list[str] = field(default_factory=list)
 
     @property
     def name(self) -> str:
-        return self.weighted.name
+        return self.node.name
+
+    @property
+    def sends(self) -> str:
+        """Under which name others read its spikes."""
+        return self.neuron.name if self.neuron is not None else self.node.name
 
     @property
     def core(self) -> int:
-        """Where it was placed (see :func:`core_name`)."""
-        return int(self.weighted.place.removeprefix(CORE))
+        """Where it was placed."""
+        return int(self.node.place.removeprefix(CORE))
 
-    def memory(self, graph: Graph) -> tuple[int, int, int]:
-        """(kernel, neuron, bias) words needed of a core."""
-        op = self.weighted.op
-        assert isinstance(op, ops.Weighted)
-        # A bias that is all zero drives nothing; after rounding to integers more of them are.
-        biased = op.bias is not None and bool(graph.value(op.bias).any())
+    def words(self, channels: int, biased: bool) -> tuple[int, int, int]:
+        """(kernel, neuron, bias) memory for so many of its output channels."""
+        side = self.fit.kernel if self.fit is not None else max(self.kernel)
         return (
-            kernel_words(self.input[0], self.output[0], max(self.kernel)),
-            neuron_words(*self.output),
-            bias_words(self.output[0], biased),
+            kernel_words(self.input[0], channels, side),
+            neuron_words(channels, *self.output[1:]),
+            bias_words(channels, biased),
         )
 
 
+def has_bias(graph: Graph, node: Node) -> bool:
+    """Whether a bias is there that is not zero: others drive nothing, and after rounding more of them are."""
+    op = node.op
+    return isinstance(op, ops.Weighted) and op.bias is not None and bool(graph.value(op.bias).any())
+
+
+def fit(layer: Layer, chip: Chip) -> Fit | None:
+    """The smallest square kernel of the chip that computes the layer, or None.
+
+    Along each axis, with input n, output m, window k from the offset o on and stride s: a padding p and a kernel size
+    K such that the rows o..o+k-1 lie within -p..K-p-1, and the chip's output size, floor((n + 2p - K) / s) + 1, is m.
+    Of a single output the stride is free, which gives room for odd differences.
+    """
+    for size in chip.kernel_sizes:
+        axes = []
+        for i in (0, 1):
+            n, m, o, k = layer.input[i + 1], layer.output[i + 1], layer.offset[i], layer.kernel[i]
+            strides = chip.strides if m == 1 else [s for s in chip.strides if s == layer.stride[i]]
+            ways = [
+                (p, s)
+                for p, s in product(chip.paddings, strides)
+                if o + p >= 0 and o + p + k <= size and (n + 2 * p - size) // s + 1 == m and n + 2 * p >= size
+            ]
+            axes.append(ways)
+        if all(axes):
+            (py, sy), (px, sx) = (ways[0] for ways in axes)
+            return Fit(size, (sy, sx), (py, px), (layer.offset[0] + py, layer.offset[1] + px))
+    return None
+
+
 class Reader:
-    """Reads a sequential network into layers; ``diagnostics`` say what the chip cannot take."""
+    """Reads a graph into layers; ``diagnostics`` say what the chip cannot take."""
 
     def __init__(self, graph: Graph, chip: Chip) -> None:
         self.graph, self.chip = graph, chip
         self.layers: list[Layer] = []
+        self.wires: dict[str, tuple[Wire, ...]] = {}  # of values that are spikes
+        self._open: dict[str, Layer] = {}  # layers that wait for their neuron, by the value that it has to read
         self._found: list[tuple[int, Diagnostic]] = []  # with the position of the node
-        # The shape (c, h, w) of the feature map behind each value: a flattened one remembers it.
-        self._maps: dict[str, Shape] = {}
         for node in graph.nodes:
             self._read(node)
         self._ends()
-        self._memories()
 
     @property
     def diagnostics(self) -> list[Diagnostic]:
@@ -89,122 +165,180 @@ class Reader:
 
     def _read(self, node: Node) -> None:
         op = node.op
-        if len(self.graph.users[node.name]) > 1:
-            readers = " and ".join(f"`{u.name}`" for u in self.graph.users[node.name])
-            self._say("SNN061", node, f"{readers} both read it; this target takes sequential networks")
-        if isinstance(op, ops.Input):
-            self._maps[node.name] = _as_map(node.type.shape)
-            if len(self.graph.inputs) > 1 and node != self.graph.inputs[0]:
-                self._say("SNN061", node, "a second input; this target takes sequential networks")
+        if is_host_layout(self.graph, node):
+            if not (isinstance(op, ops.Input) and self.graph.stage.spiking):  # the encoding stands for it
+                self.wires[node.name] = (Wire(node.name, as_map(node.type.shape), host=True),)
             return
-        if any(arg not in self._maps for arg in node.args):
+        if isinstance(op, ops.Activation | ops.If):
+            self._neuron(node)
+            return
+        if isinstance(op, ops.Weighted) and any(arg in self._open for arg in node.args):
+            before = self._open[node.args[0]].name
+            self._say(
+                "SNN032", node, f"no activation stands between it and `{before}`; every core ends in spiking neurons",
+                "put a ReLU between them, or merge the two layers into one",
+            )  # fmt: skip
+        if isinstance(op, ops.Flatten | ops.Reshape) and node.args[0] in self._open:
+            self._open[node.name] = self._open[node.args[0]]
+            self._open[node.name].nodes.append(node.name)
+            return
+        if any(arg not in self.wires for arg in node.args):
+            if not isinstance(op, ops.Weighted):
+                self._other(node)
             return  # something before it was refused
-        shape = self._maps[node.args[0]]
+        wires = tuple(wire for arg in node.args for wire in self.wires[arg])
         match op:
-            case ops.Add() | ops.Concat():
-                self._say(
-                    "SNN061",
-                    node,
-                    f"{op.mnemonic} joins {len(node.args)} values; this target takes sequential networks",
-                )
-                return
             case ops.Conv2d() | ops.Linear() | ops.Affine():
-                self._weighted(node, op, shape)
-            case ops.Activation() | ops.If():
-                self._neuron(node, shape)
+                self._weighted(node, op, wires)
             case ops.AvgPool() | ops.SumPool() | ops.AdaptiveAvgPool() | ops.MaxPool():
-                self._pool(node, op, shape)
+                self._pool(node, op, wires)
             case ops.Flatten():
-                self._keep(node, shape)
+                self.wires[node.name] = wires
             case ops.Reshape():
-                to = shape if len(node.type.shape) == 1 else _as_map(node.type.shape)
-                if self.layers and to != shape:
+                to, shape = as_map(node.type.shape), (sum(w.shape[0] for w in wires), *wires[0].size)
+                if len(node.type.shape) > 1 and to != shape:
                     sizes = " to ".join(" x ".join(map(str, s)) for s in (shape, to))
                     self._say("SNN064", node, f"reshapes {sizes}, but a spike keeps its channel, row and column")
-                self._keep(node, to)
-            case ops.Encode():
-                self._maps[node.name] = shape
+                    return
+                self.wires[node.name] = wires
+            case ops.Concat() if op.axis == 0 and len({w.size for w in wires}) == 1:
+                self.wires[node.name] = wires
+            case ops.Slice() if len(wires) == 1 and wires[0].pooling == 1 and not wires[0].host:
+                self._pick(node, op, wires[0])
             case _:
-                self._say("SNN064", node, f"the chip has no {op.mnemonic}")
+                self._other(node)
 
-    def _keep(self, node: Node, shape: Shape) -> None:
-        self._maps[node.name] = shape
-        if self.layers:
-            self.layers[-1].nodes.append(node.name)
-
-    def _open(self) -> Layer | None:
-        """The last layer, if it still waits for its neuron."""
-        return self.layers[-1] if self.layers and self.layers[-1].neuron is None else None
-
-    def _weighted(self, node: Node, op: ops.Conv2d | ops.Linear | ops.Affine, shape: Shape) -> None:
-        if (open_layer := self._open()) is not None:
-            self._say(
-                "SNN032",
-                node,
-                f"no activation stands between it and `{open_layer.name}`; every core ends in spiking neurons",
-                "put a ReLU between them, or merge the two layers into one",
-            )
-        if isinstance(op, ops.Conv2d):
-            layer = self._conv(node, op, shape)
-        elif isinstance(op, ops.Linear):
-            # A linear layer is a convolution whose kernel is the whole feature map.
-            if len(node.type.shape) != 1:
-                self._say("SNN064", node, f"a linear layer along the last axis of {node.type.shape}", "flatten first")
-                return
-            layer = Layer(node, shape, (node.type.shape[0], 1, 1), shape[1:])
+    def _other(self, node: Node) -> None:
+        """What no core does."""
+        if isinstance(node.op, ops.Add | ops.Concat):
+            text = f"{node.op.mnemonic} joins {len(node.args)} values that no core can read together"
+            self._say("SNN061", node, text, "bring them to one size, and let a weighted layer read the result")
         else:
-            layer = Layer(node, shape, shape, (1, 1))
-        layer.nodes.append(node.name)
+            self._say("SNN064", node, f"the chip has no {node.op.mnemonic}")
+
+    def _add(self, layer: Layer) -> None:
         self.layers.append(layer)
-        self._maps[node.name] = layer.output
+        layer.nodes.append(layer.name)
+        layer.fit = fit(layer, self.chip)
         self._geometry(layer)
         self._cut_edge(layer)
 
-    def _conv(self, node: Node, op: ops.Conv2d, shape: Shape) -> Layer:
-        top, bottom, left, right = op.padding
-        c, h, w = node.type.shape
-        if (top, left) != (bottom, right):
-            self._say(
-                "SNN052", node, f"padding {op.padding} (top, bottom, left, right) is not the same on opposite sides",
-                "choose an odd kernel, or pad by a symmetric amount",
-            )  # fmt: skip
-        if op.dilation != (1, 1):
-            self._say(
-                "SNN062", node, f"dilation {op.dilation[0]} x {op.dilation[1]}; the chip has none",
-                "use a dense kernel of the same reach", limit=1, found=max(op.dilation),
-            )  # fmt: skip
-        return Layer(node, shape, (c, h, w), op.weight.shape[2:], op.stride, (top, left))  # type: ignore[arg-type]
+    def _weighted(self, node: Node, op: ops.Conv2d | ops.Linear | ops.Affine, wires: tuple[Wire, ...]) -> None:
+        if len(node.type.shape) == 2:
+            self._say("SNN064", node, f"a linear layer along the last axis of {node.type.shape}", "flatten first")
+            return
+        wires = self._fed_alike(wires)
+        output, kernel, stride, offset = as_map(node.type.shape), (1, 1), (1, 1), (0, 0)
+        if isinstance(op, ops.Conv2d):
+            kernel = tuple((k - 1) * d + 1 for k, d in zip(op.weight.shape[2:], op.dilation, strict=True))  # type: ignore[assignment]
+            stride, offset = op.stride, (-op.padding[0], -op.padding[2])
+        elif isinstance(op, ops.Linear):  # a convolution whose kernel is the whole feature map
+            wires = self._laid_out(wires)
+            if len({w.size for w in wires}) > 1:
+                self._other(node)
+                return
+            kernel = wires[0].size
+        firsts = self._firsts(op, wires)
+        channels = max(first + w.shape[0] for first, w in zip(firsts, wires, strict=True))
+        layer = Layer(node, wires, firsts, (channels, *wires[0].size), output, kernel, stride, offset)
+        self._open[node.name] = layer
+        self._add(layer)
+
+    def _fed_alike(self, wires: tuple[Wire, ...]) -> tuple[Wire, ...]:
+        """On most chips a core gets all channels from cores, or all from the host (see config.problems): an input that
+        is read beside spikes comes through a relay."""
+        if self.chip.adds or len({w.host for w in wires}) == 1:
+            return wires
+        for wire in wires:
+            if wire.host and wire.source not in {layer.sends for layer in self.layers}:
+                node = self.graph[wire.source]
+                self._add(Layer(node, (replace(wire, pooling=1),), (0,), wire.shape, wire.shape, (1, 1)))
+        return tuple(replace(w, host=False) for w in wires)
+
+    def _laid_out(self, wires: tuple[Wire, ...]) -> tuple[Wire, ...]:
+        """What a linear layer reads, flat inputs laid out as maps by the host: in the size of the other wires, or else
+        so that they do not take more channels than a core has."""
+        if not all(w.size == (1, 1) for w in wires if w.host):
+            return wires
+        sizes = [w.size for w in wires if not w.host][:1] or [(k, k) for k in (1, 2, 4, 8, 16)]
+
+        def channels(wire: Wire, size: Pair) -> int:
+            return -(-wire.shape[0] // prod(size)) if wire.host else wire.shape[0]
+
+        most = self.chip.features[-1]
+        size = next((s for s in sizes if sum(channels(w, s) for w in wires) <= most), sizes[-1])
+        return tuple(replace(w, shape=(channels(w, size), *size)) if w.host else w for w in wires)
+
+    def _firsts(self, op: ops.Op, wires: Sequence[Wire]) -> tuple[int, ...]:
+        """Where in the core's input each wire's channels begin. Wires with the same weights can share theirs on a chip
+        whose cores add up what comes to one place."""
+        firsts, at, known = [], 0, dict[bytes, int]()
+        blocks = list(self._blocks(op, wires)) if self.chip.adds and len(wires) > 1 and _is_integer(self.graph) else []
+        for i, wire in enumerate(wires):
+            key = blocks[i].tobytes() if blocks else b""
+            if blocks and key in known and not wire.host:
+                firsts.append(known[key])
+                continue
+            firsts.append(at)
+            known[key] = at
+            at += wire.shape[0]
+        return tuple(firsts)
+
+    def _blocks(self, op: ops.Op, wires: Sequence[Wire]) -> Iterator[Array]:
+        """The dense weights (O, C, h, w) of each wire."""
+        assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
+        weight, at = self.graph.value(op.weight), 0
+        if isinstance(op, ops.Affine):
+            weight = np.diag(weight)[:, :, None, None]
+        elif isinstance(op, ops.Conv2d):
+            weight = ungrouped(weight, op.groups)
+        else:
+            total = sum(prod((w.shape[0], *w.size)) for w in wires)
+            weight = np.pad(weight, ((0, 0), (0, total - weight.shape[1])))  # what the host lays out may be larger
+        for wire in wires:
+            n = wire.shape[0] * (prod(wire.size) if isinstance(op, ops.Linear) else 1)
+            block = weight[:, at : at + n]
+            yield block.reshape(len(weight), wire.shape[0], *wire.size) if isinstance(op, ops.Linear) else block
+            at += n
+
+    def kernel(self, layer: Layer) -> Array:
+        """The layer's weights as the core holds them, int8 (O, C, K, K)."""
+        op, held = layer.node.op, layer.fit
+        assert held is not None and isinstance(op, ops.Weighted)
+        dense = np.zeros((layer.output[0], layer.input[0], held.kernel, held.kernel), np.int8)
+        dy, dx = op.dilation if isinstance(op, ops.Conv2d) else (1, 1)
+        (y, x), (kh, kw) = held.at, layer.kernel
+        for first, block in zip(layer.firsts, self._blocks(op, layer.wires), strict=True):
+            dense[:, first : first + block.shape[1], y : y + kh : dy, x : x + kw : dx] = block
+        return dense
+
+    def _pick(self, node: Node, op: ops.Slice, wire: Wire) -> None:
+        """A slice of spikes takes a core: a relay that passes on every n-th row and column."""
+        if op.start[0] or op.step[0] != 1 or op.stop != (wire.shape[0], *wire.size):
+            self._other(node)
+            return
+        (_, *start), (_, *step) = op.start, op.step
+        offset, stride = (start[0], start[1]), (step[0], step[1])
+        output = as_map(node.type.shape)
+        self._add(Layer(node, (wire,), (0,), (wire.shape[0], *wire.size), output, (1, 1), stride, offset))
+        self.wires[node.name] = (Wire(node.name, output),)
+
+    def _neuron(self, node: Node) -> None:
+        layer = self._open.pop(node.args[0], None)
+        if layer is None or layer.neuron is not None:
+            if node.args[0] in self.wires or layer is not None:
+                self._say("SNN064", node, "a neuron without a layer of weights of its own in front of it")
+            return
+        layer.neuron = node
+        layer.nodes.append(node.name)
+        self.wires[node.name] = (Wire(node.name, layer.output),)
+
+    # --- what a layer may be ---
 
     def _geometry(self, layer: Layer) -> None:
-        chip, node = self.chip, layer.weighted
-        flat = isinstance(node.op, ops.Linear)
-        what = "feature map in front of the linear layer" if flat else "kernel"
-        hint = "pool or stride more before flattening" if flat else "use a smaller kernel"
-        kh, kw = layer.kernel
-        if kh != kw:
-            self._say("SNN050", node, f"the {what} is {kh} x {kw}, not square", "the chip's kernels are square")
-        if max(kh, kw) not in chip.kernel_sizes:
-            limit = chip.kernel_sizes[-1]
-            self._say(
-                "SNN050", node, f"the {what} is {kh} x {kw}, the chip's kernels reach {limit} x {limit}", hint,
-                limit, max(kh, kw), "rows or columns",
-            )  # fmt: skip
-        for stride in dict.fromkeys(layer.stride):
-            if stride not in chip.strides:
-                legal = ", ".join(map(str, chip.strides))
-                self._say(
-                    "SNN051", node, f"stride {stride}; the chip has {legal}", f"use one of {legal}",
-                    max(s for s in chip.strides if s < stride), stride,
-                )  # fmt: skip
-        for padding in dict.fromkeys(layer.padding):
-            if padding not in chip.paddings:
-                most = chip.paddings[-1]
-                self._say(
-                    "SNN052", node, f"padding {padding}; the chip pads by up to {most}", "pad less",
-                    most, padding, "rows or columns",
-                )  # fmt: skip
+        chip, node = self.chip, layer.node
         for which, n in (("input", layer.input[0]), ("output", layer.output[0])):
-            if n not in chip.features:
+            if n not in chip.features and (which == "input" or n > chip.features[-1] * len(chip.cores)):
                 most = chip.features[-1]
                 text = f"{n:,} {which} features, a core takes {most:,}"
                 self._say("SNN054", node, text, "use fewer channels", most, n, "features")
@@ -219,297 +353,264 @@ class Reader:
                     "SNN055", node, f"its {which} is {h} x {w}{before}, a core takes {most} x {most}",
                     "use a smaller input or a larger stride", most, size, "rows or columns",
                 )  # fmt: skip
+        if layer.fit is None:
+            self._misfit(layer)
+
+    def _misfit(self, layer: Layer) -> None:
+        """Say which of its numbers no kernel of the chip has room for."""
+        chip, node, (kh, kw) = self.chip, layer.node, layer.kernel
+        flat = isinstance(node.op, ops.Linear)
+        what = "feature map in front of the linear layer" if flat else "kernel"
+        dilated = isinstance(node.op, ops.Conv2d) and node.op.dilation != (1, 1)
+        most, spread = chip.kernel_sizes[-1], " with its dilation" if dilated else ""
+        said = len(self._found)
+        if max(kh, kw) > most:
+            hint = "pool or stride more before flattening" if flat else "use a smaller kernel"
+            text = f"the {what} is {kh} x {kw}{spread}, the largest kernel {most} x {most}"
+            self._say("SNN062" if dilated else "SNN050", node, text, hint, most, max(kh, kw), "rows or columns")
+        for m, stride in zip(layer.output[1:], layer.stride, strict=True):
+            if m > 1 and stride not in chip.strides:
+                legal = ", ".join(map(str, chip.strides))
+                below = max(s for s in chip.strides if s < stride)
+                self._say(
+                    "SNN051", node, f"stride {stride}; the chip has {legal}", f"use one of {legal}", below, stride
+                )
+                break
+        for offset in layer.offset:
+            if -offset not in chip.paddings and offset < 0:
+                self._say(
+                    "SNN052", node, f"padding {-offset}; the chip pads by up to {chip.paddings[-1]}", "pad less",
+                    chip.paddings[-1], -offset, "rows or columns",
+                )  # fmt: skip
+                break
+        if len(self._found) == said:
+            sizes = " to ".join(f"{h} x {w}" for _, h, w in (layer.input, layer.output))
+            text = (
+                f"its {what} of {kh} x {kw}{spread}, from {sizes}, is no square kernel with equal padding on both sides"
+            )
+            self._say("SNN050", node, text, "choose a kernel whose sides are both odd or both even")
 
     def _cut_edge(self, layer: Layer) -> None:
         """Warn where the pooling in front drops an edge that the chip does not: it pools by shifting coordinates, so
         that a spike of the edge goes to the row just outside of the target's input, which padding may make reachable.
         What the chip then does is documented nowhere."""
-        if len(self.layers) < 2:
-            return
-        before = self.layers[-2]
-        for what, i in (("rows", 0), ("columns", 1)):
-            n, out = layer.input[i + 1], layer.output[i + 1]
-            cut = before.output[i + 1] % before.pooling
-            reached = (out - 1) * layer.stride[i] + layer.kernel[i] - layer.padding[i]
-            if cut and reached > n:
+        for wire, (what, i) in product(layer.wires, (("rows", 0), ("columns", 1))):
+            n, out = wire.size[i], layer.output[i + 1]
+            cut = wire.shape[i + 1] % wire.pooling
+            reached = (out - 1) * layer.stride[i] + layer.kernel[i] + layer.offset[i]
+            if cut and reached > n and not wire.host:
                 text = (
-                    f"pooling {before.pooling} in front of it leaves {cut} of {before.output[i + 1]} {what} over. The "
+                    f"pooling {wire.pooling} in front of it leaves {cut} of {wire.shape[i + 1]} {what} over. The "
                     f"chip may send their spikes to {what[:-1]} {n}, just outside of its input, and its padding lets "
                     "them through"
                 )
                 hint = "choose a size that the pooling divides, or leave out the padding; the simulation drops the edge"
-                self._say("SNN053", layer.weighted, text, hint, severity=Severity.WARNING)
+                self._say("SNN053", layer.node, text, hint, severity=Severity.WARNING)
 
-    def _neuron(self, node: Node, shape: Shape) -> None:
-        layer = self._open()
-        if layer is None:
-            self._say("SNN064", node, "a neuron without a layer of weights in front of it")
-            return
-        layer.neuron = node
-        self._keep(node, shape)
-
-    def _pool(self, node: Node, op: ops.Op, shape: Shape) -> None:
+    def _pool(self, node: Node, op: ops.Op, wires: tuple[Wire, ...]) -> None:
         if isinstance(op, ops.MaxPool):
             self._say(
                 "SNN031", node, "max pooling, which the chip does not have",
                 "train with nn.AvgPool2d, or with a convolution of stride 2",
             )  # fmt: skip
         elif isinstance(op, ops.AdaptiveAvgPool):
+            size = node.type.shape[1:]
             self._say(
-                "SNN031", node, f"averages {shape[1]} x {shape[2]} to {op.output}, over windows of different sizes",
+                "SNN031", node, f"averages to {size[0]} x {size[1]}, over windows of different sizes",
                 "choose an output size that divides the input's",
             )  # fmt: skip
         elif isinstance(op, ops.AvgPool | ops.SumPool):
-            self._sum_pool(node, op, shape)
+            kh, kw = op.kernel
+            if isinstance(op, ops.AvgPool) and (any(op.padding) or op.ceil_mode):
+                self._say("SNN053", node, "pooling with padding or ceil_mode; the chip has neither", "pool without")
+            if kh != kw or op.stride != op.kernel:
+                self._say(
+                    "SNN053", node, f"window {kh} x {kw} with stride {op.stride[0]} x {op.stride[1]}",
+                    "the chip pools square windows side by side",
+                )  # fmt: skip
+            for wire in wires:
+                self._poolable(node, wire, kh)
+            scale = op.scale if isinstance(op, ops.SumPool) else 1.0
+            wires = tuple(replace(w, pooling=w.pooling * kh, scale=w.scale * scale) for w in wires)
         # What follows is checked all the same, with the shape that the pooling has.
-        self._keep(node, node.type.shape)  # type: ignore[arg-type]
+        if len(wires) == 1 and wires[0].size != node.type.shape[1:]:
+            shape = as_map(node.type.shape)
+            wires = (replace(wires[0], shape=shape, pooling=1),)
+        self.wires[node.name] = wires
 
-    def _sum_pool(self, node: Node, op: ops.AvgPool | ops.SumPool, shape: Shape) -> None:
-        kh, kw = op.kernel
-        if not self.layers:
-            self._say(
-                "SNN053", node, "pools the input, before any layer; only the sensor's events can be pooled there",
-                "start with a convolution of that stride",
-            )  # fmt: skip
+    def _poolable(self, node: Node, wire: Wire, window: int) -> None:
+        pooling, legal = wire.pooling * window, self.chip.poolings
+        if wire.host or pooling in legal:
             return
-        if (open_layer := self._open()) is not None:
-            self._say(
-                "SNN053", node, f"pools the currents of `{open_layer.name}`; the chip pools spikes",
-                "put the activation before the pooling",
-            )  # fmt: skip
-        layer = self.layers[-1]
-        pooling = layer.pooling * max(kh, kw)
-        if isinstance(op, ops.AvgPool) and (any(op.padding) or op.ceil_mode):
-            self._say("SNN053", node, "pooling with padding or ceil_mode; the chip has neither", "pool without")
-        if kh != kw or op.stride != op.kernel:
-            self._say(
-                "SNN053", node, f"window {kh} x {kw} with stride {op.stride[0]} x {op.stride[1]}",
-                "the chip pools square windows side by side",
-            )  # fmt: skip
-        elif pooling not in self.chip.poolings:
-            legal = ", ".join(map(str, self.chip.poolings))
-            before = f" (after pooling {layer.pooling} already)" if layer.pooling > 1 else ""
-            self._say(
-                "SNN053", node, f"pooling {kh}{before}; the chip has {legal}", f"use one of {legal}",
-                max((p for p in self.chip.poolings if p < pooling), default=1), pooling,
-            )  # fmt: skip
-        layer.pooling = pooling
+        words = ", ".join(map(str, legal))
+        before = f" (after pooling {wire.pooling} already)" if wire.pooling > 1 else ""
+        self._say(
+            "SNN053", node, f"pooling {window}{before}; the chip has {words}", f"use one of {words}",
+            max((p for p in legal if p < pooling), default=1), pooling,
+        )  # fmt: skip
 
     # --- the whole ---
 
     def _ends(self) -> None:
         if errors(self.diagnostics):
             return  # the ends of a network that was not read whole say nothing
-        if len(self.graph.outputs) > 1:
-            self._say("SNN061", self.graph[self.graph.outputs[1]], "a second output; this target has one")
-        last = self.graph[self.graph.outputs[0]]
-        if not self.layers:
-            self._say("SNN064", last, "the network has no layer with weights")
-        elif self.layers[-1].pooling > 1:
-            self._say(
-                "SNN061", last, "the network ends in pooling, but the output is read from a core before any pooling",
-                "end in a linear layer or a convolution",
-            )  # fmt: skip
-
-    def _memories(self) -> None:
-        cores = self.chip.cores
-        names, codes = ("kernel", "neuron", "bias"), ("SNN056", "SNN057", "SNN058")
-        advice = (
-            "use fewer channels or a smaller kernel",
-            "use fewer channels, or a larger stride",
-            "use bias='strip'",
-        )
         for layer in self.layers:
-            needs = layer.memory(self.graph)
-            left = [c.words for c in cores]  # cores that hold it so far
-            for i, (code, what) in enumerate(zip(codes, names, strict=True)):
-                holding = [core for core in left if needs[i] <= core[i]]
-                if holding:
-                    left = holding
-                    continue
-                most, rest = max(core[i] for core in left), ""
-                grouped = what == "kernel" and getattr(layer.weighted.op, "groups", 1) > 1
-                if grouped:
-                    rest = " (its groups are expanded to a dense kernel, as the chip has none)"
-                text = f"needs {needs[i]:,} words of {what} memory{rest}, the largest core has {most:,}"
-                if len(left) < len(cores):
-                    beside = " and ".join(f"{needs[j]:,} of {names[j]}" for j in range(i))
-                    text = f"needs {needs[i]:,} words of {what} memory beside {beside} memory; "
-                    text += f"the largest core with so much has {most:,}"
-                self._say("SNN063" if grouped else code, layer.weighted, text, advice[i], most, needs[i], "words")
-        if len(self.layers) > len(cores):
-            extra = self.layers[len(cores)].weighted
-            self._say(
-                "SNN059", extra, f"layer {len(cores) + 1} of {len(self.layers)}; each takes a core of its own",
-                "use fewer layers", len(cores), len(self.layers), "cores",
-            )  # fmt: skip
-
-    def places(self, layer: Layer) -> tuple[str, ...]:
-        """The cores whose memories hold the layer."""
-        needs = layer.memory(self.graph)
-        return tuple(
-            core_name(i)
-            for i, core in enumerate(self.chip.cores)
-            if all(n <= h for n, h in zip(needs, core.words, strict=True))
-        )
-
-    def groups(self) -> list[Group]:
-        """What goes to one core together. Shape changes of the input belong to the core that reads them."""
-        groups = [Group(la.name, tuple(la.nodes), self.places(la), la.weighted.loc) for la in self.layers]
-        placed = {name for g in groups for name in g.nodes}
-        first = [n.name for n in self.graph.nodes if n.name not in placed and not isinstance(n.op, _OUTSIDE)]
-        if groups and first:
-            groups[0] = replace(groups[0], nodes=(*first, *groups[0].nodes))
-        return groups
+            if layer.neuron is None and isinstance(layer.node.op, ops.Weighted):
+                self._say("SNN064", layer.node, "no neuron stands behind it", "end in a ReLU")
+        for name in dict.fromkeys(self.graph.outputs):
+            node, wires = self.graph[name], self.wires.get(name, ())
+            if not self.layers:
+                self._say("SNN064", node, "the network has no layer with weights")
+            elif any(wire.pooling > 1 for wire in wires):
+                text = "the network ends in pooling, but the output is read from a core before any pooling"
+                self._say("SNN061", node, text, "end in a linear layer or a convolution")
+            elif any(wire.host for wire in wires):
+                self._say("SNN061", node, "the output is an input as it is")
 
 
-_OUTSIDE = (ops.Input, ops.Encode)  # on the host
+def _is_integer(graph: Graph) -> bool:
+    return any(node.type.integer for node in graph.nodes)
 
 
-CORE = "core "
+def demands(reader: Reader, readout: bool = False) -> list[Demand]:
+    """What the layers ask of a placement. ``readout``: what is an output goes to the readout block, too."""
+    found, graph = [], reader.graph
+    ends = {wire.source for name in graph.outputs for wire in reader.wires.get(name, ())}
+    for layer in reader.layers:
+        biased = has_bias(graph, layer.node)
+        reads = tuple("" if wire.host else wire.source for wire in layer.wires)
+        exits = int(readout and layer.sends in ends)
+        step = reader.chip.readout.step if exits and reader.chip.readout else 1  # see _to_readout
+
+        def words(n: int, layer: Layer = layer, biased: bool = biased, step: int = step) -> tuple[int, int, int]:
+            return layer.words((n - 1) * step + 1, biased)
+
+        found.append(Demand(layer.sends, layer.output[0], words, layer.output[1:], reads, exits))
+    return found
 
 
-def core_name(index: int) -> str:
-    """How a core is named as a place."""
-    return f"{CORE}{index}"
+def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: bool = False,
+              monitor: Sequence[str] = ()) -> Config:  # fmt: skip
+    """The configuration of a mapped graph, its ranges and shapes not yet checked (``config.problems``).
 
-
-def _as_map(shape: tuple[int, ...]) -> Shape:
-    """A feature map (c, h, w) of any shape: what has fewer axes is channels of one pixel."""
-    c, h, w = (*shape, 1, 1)[:3]
-    return c, h, w
-
-
-@dataclass(frozen=True)
-class CheckLimits(Pass):
-    """Hold the network against the chip, before anything is calibrated: geometry, memory, number of layers."""
-
-    chip: Chip
-    name: ClassVar[str] = "check-limits"
-    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
-    relation: ClassVar[Relation] = Relation.EXACT
-
-    def run(self, graph: Graph, context: Context) -> Graph:
-        """The same graph."""
-        reader = Reader(graph, self.chip)
-        for diagnostic in reader.diagnostics:
-            context.report(diagnostic)
-        if not errors(reader.diagnostics):
-            place_groups(reader.groups(), context)
-        return graph
-
-    def __str__(self) -> str:
-        return f"{self.name}{{chip={self.chip.name}}}"
-
-
-@dataclass(frozen=True)
-class PlaceOnCores(Place):
-    """One layer to a core whose three memories hold it."""
-
-    chip: Chip
-    name: ClassVar[str] = "place"
-
-    def run(self, graph: Graph, context: Context) -> Graph:
-        """The graph with places; as it is if check-limits has said why there are none."""
-        return graph if errors(context.diagnostics) else super().run(graph, context)
-
-    def groups(self, graph: Graph, context: Context) -> list[Group]:
-        """The layers, each with its pooling and shape changes."""
-        reader = Reader(graph, self.chip)
-        for diagnostic in reader.diagnostics:
-            context.report(diagnostic)
-        for layer in reader.layers:
-            if (found := _potential(graph, layer, self.chip, context.timesteps)) is not None:
-                context.report(found)
-        return reader.groups()
-
-    def __str__(self) -> str:
-        return f"{self.name}{{chip={self.chip.name}}}"
-
-
-def _potential(graph: Graph, layer: Layer, chip: Chip, timesteps: int) -> Diagnostic | None:
-    """A warning where potentials may reach the end of their 16 bits: what happens there is undocumented.
-
-    An event adds at most the largest weight and takes off the threshold if it is reached. So below the threshold before
-    an event means below it afterwards as long as no weight is larger than it; what adds up without events is the bias.
+    Args:
+        sensor: the chip's own pixels instead of the host.
+        readout: send the outputs to the chip's readout block.
+        monitor: neurons, or layers of weights, whose spikes the chip is to report, beside the outputs'.
     """
-    op, neuron = layer.weighted.op, layer.neuron
-    if neuron is None or not isinstance(neuron.op, ops.If) or not isinstance(op, ops.Weighted):
-        return None
-    assert isinstance(neuron.op.threshold, int)
-    weight = int(graph.value(op.weight).max(initial=0))
-    bias = 0 if op.bias is None else int(graph.value(op.bias).max(initial=0))
-    top = neuron.op.threshold + weight + bias * timesteps
-    most = chip.states[-1]
-    why = ""
-    if weight > neuron.op.threshold:
-        why = f"its largest weight, {weight}, is above its threshold, {neuron.op.threshold}, and events add up"
-    elif top > most:
-        why = (
-            f"threshold {neuron.op.threshold}, weight {weight} and {timesteps} times the bias {bias} add up to {top:,}"
-        )
-    if not why:
-        return None
-    return Diagnostic(
-        "SNN065",
-        f"`{layer.name}`: the potentials of its neurons may reach {most:,}, where the chip's arithmetic ends: {why}",
-        layer.weighted.loc,
-        Severity.WARNING,
-        "calibrate with threshold='max', which gives larger thresholds, or compile for fewer time steps",
-        limit=most if top > most else None,
-        found=top if top > most else None,
+    reader = Reader(graph, chip)
+    layers = {layer.sends: layer for layer in reader.layers}
+    # Which of the network's neurons each core's are: a split layer is a concatenation of its parts.
+    watched = [
+        node.name for node in graph.nodes if node.name in graph.outputs or node.name in monitored(graph, monitor)
+    ]
+    monitors = []
+    for name in watched:
+        at = 0
+        for wire in reader.wires[name]:
+            monitors.append(Monitor(name, layers[wire.source].core, at))
+            at += wire.shape[0]
+    reads: dict[str, list[Destination]] = {name: [] for name in layers}
+    routes = []
+    index = {n.name: i for i, n in enumerate(graph.inputs)}
+    for layer in layers.values():
+        for wire, first in zip(layer.wires, layer.firsts, strict=True):
+            if wire.host:
+                routes.append(
+                    InputRoute(layer.core, wire.shape, wire.pooling, first, index[_input_of(graph, wire.source)])
+                )
+            else:
+                reads[wire.source].append(Destination(layer.core, wire.pooling, first))
+    readouts = []
+    step = chip.readout.step if readout and chip.readout else 1
+    for i, name in enumerate(graph.outputs):
+        at = 0
+        for wire in reader.wires[name]:
+            readouts.append(Readout(layers[wire.source].core, at, step, i))
+            at += wire.shape[0]
+    seen = {m.core for m in monitors} | {r.core for r in readouts}
+    cores = [_core(reader, layer, tuple(reads[layer.sends]), layer.core in seen) for layer in layers.values()]
+    if readout:
+        starts = {r.core: r.first for r in readouts}
+        cores = [_to_readout(core, starts[core.index], chip) if core.index in starts else core for core in cores]
+        monitors = [m for m in monitors if m.core not in starts]  # their channels are not the layer's any more
+    shapes = tuple(node.type.shape for node in graph.inputs)
+    return Config(chip, tuple(cores), tuple(routes), tuple(readouts), shapes, sensor, tuple(monitors))
+
+
+def monitored(graph: Graph, wanted: Sequence[str]) -> set[str]:
+    """The neurons that are meant by names of neurons or of their layers of weights, in a mapped graph.
+
+    Raises:
+        InputError: a name that is neither.
+    """
+    spikes = [n.name for n in graph.nodes if isinstance(n.op, ops.If | ops.Concat) and n.type.domain is Domain.SPIKE]
+    found = set()
+    for name in wanted:
+        split = f"{name}.0" in graph.by_name  # then the name itself is the parts' concatenation, or of no node
+        node = graph.by_name.get(f"{name}.0" if split and name not in graph.by_name else name)
+        while node is not None and not isinstance(node.op, ops.If) and node.name not in spikes:
+            node = next(iter(graph.users[node.name]), None)
+        if node is None:
+            raise input_error("SNN070", f"monitor={name!r} is no layer", f"choose of {', '.join(spikes)}")
+        found.add(node.name.removesuffix(".0") if split else node.name)
+    return found
+
+
+def _input_of(graph: Graph, name: str) -> str:
+    while not isinstance(graph[name].op, ops.Input):
+        name = graph[name].args[0]
+    return name
+
+
+def _core(reader: Reader, layer: Layer, destinations: tuple[Destination, ...], monitor: bool) -> CoreConfig:
+    graph, op = reader.graph, layer.node.op
+    assert layer.neuron is not None and layer.fit is not None
+    neuron = layer.neuron.op
+    assert isinstance(op, ops.Weighted) and isinstance(neuron, ops.If) and isinstance(neuron.threshold, int)
+    initial = np.broadcast_to(per_channel(neuron.v0, graph.store, 3), layer.output)
+    lowest = reader.chip.thresholds_low
+    return CoreConfig(
+        index=layer.core,
+        name=layer.name,
+        input_shape=layer.input,
+        output_shape=layer.output,
+        kernel=layer.fit.kernel,
+        stride=layer.fit.stride,
+        padding=layer.fit.padding,
+        weights=reader.kernel(layer),
+        biases=graph.value(op.bias).astype(np.int16) if op.bias is not None else None,
+        threshold_high=neuron.threshold,
+        threshold_low=int(neuron.v_min) if neuron.v_min is not None else lowest[0],
+        initial=initial.astype(np.int32) if initial.any() else None,  # its range is for `problems` to check
+        return_to_zero=neuron.reset == "zero",
+        destinations=destinations,
+        monitor=monitor,
     )
 
 
-def to_config(graph: Graph, chip: Chip) -> Config:
-    """The configuration of a mapped graph, its ranges and shapes not yet checked (``config.problems``)."""
-    layers = Reader(graph, chip).layers
-    indices = [layer.core for layer in layers]
-    cores = []
-    for i, layer in enumerate(layers):
-        last = i + 1 == len(layers)
-        assert layer.neuron is not None and isinstance(layer.neuron.op, ops.If)
-        neuron = layer.neuron.op
-        assert isinstance(neuron.threshold, int)
-        initial = np.broadcast_to(per_channel(neuron.v0, graph.store, 3), layer.output)
-        op = layer.weighted.op
-        assert isinstance(op, ops.Weighted)
-        cores.append(
-            CoreConfig(
-                index=indices[i],
-                name=layer.name,
-                input_shape=layer.input,
-                output_shape=layer.output,
-                kernel=layer.kernel[0],
-                stride=layer.stride,
-                padding=layer.padding,
-                weights=_dense_kernel(graph, layer),
-                biases=graph.value(op.bias).astype(np.int16) if op.bias is not None else None,
-                threshold_high=neuron.threshold,
-                threshold_low=int(neuron.v_min) if neuron.v_min is not None else chip.thresholds_low[0],
-                initial=initial.astype(np.int32) if initial.any() else None,  # its range is for `problems` to check
-                return_to_zero=neuron.reset == "zero",
-                destinations=() if last else (Destination(indices[i + 1], layer.pooling),),
-                monitor=last,
-            )
-        )
-    return Config(chip, tuple(cores), (indices[0],), (Readout(indices[-1]),))
+def _to_readout(core: CoreConfig, first: int, chip: Chip) -> CoreConfig:
+    """The last layer as the readout block wants it: class i is channel step * i, the others have no weights.
 
+    Source: sinabs, tutorial 'using the readout layer'; datasheet 2.5.
+    """
+    assert chip.readout is not None
+    channels = (core.output_shape[0] - 1) * chip.readout.step + 1
 
-def _dense_kernel(graph: Graph, layer: Layer) -> Array:
-    """The layer's weights as one dense kernel, int8 (O, C, k, k): groups expanded, a linear layer over its map."""
-    op = layer.weighted.op
-    assert isinstance(op, ops.Conv2d | ops.Linear | ops.Affine)
-    weight = graph.value(op.weight)
-    if isinstance(op, ops.Affine):
-        return np.diag(weight)[:, :, None, None]
-    if isinstance(op, ops.Linear):
-        return weight.reshape(len(weight), *layer.input)
-    if op.groups == 1:
-        return weight
-    o, c = weight.shape[:2]
-    dense = np.zeros((o, c * op.groups, *weight.shape[2:]), weight.dtype)
-    per_group = o // op.groups
-    for g in range(op.groups):
-        dense[g * per_group : (g + 1) * per_group, g * c : (g + 1) * c] = weight[g * per_group : (g + 1) * per_group]
-    return dense
+    def spread(array: Array | None) -> Array | None:
+        if array is None:
+            return None
+        wide = np.zeros((channels, *array.shape[1:]), array.dtype)
+        wide[:: chip.readout.step] = array  # type: ignore[union-attr]
+        return wide
+
+    weights = spread(core.weights)
+    assert weights is not None
+    return replace(
+        core,
+        output_shape=(channels, *core.output_shape[1:]),
+        weights=weights,
+        biases=spread(core.biases),
+        initial=spread(core.initial),
+        destinations=(*core.destinations, Destination(chip.readout.layer, 1, first * chip.readout.step)),
+    )

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from snncc.ir import CompileError, Diagnostic, Graph
+import numpy as np
+
+from snncc.ir import CompileError, Diagnostic, Graph, ops
 from snncc.ir.diagnostics import input_error
+from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import Calibrate
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
 from snncc.passes.fold_batch_norm import FoldBatchNorm
+from snncc.passes.fuse_linear import FuseLinear
 from snncc.passes.lower_activations import LowerActivations, SpikingOutput
 from snncc.passes.lower_pooling import LowerPooling
 from snncc.passes.quantize import Quantize
-from snncc.targets.base import Options, Target
+from snncc.targets.base import Events, Options, Target
 from snncc.targets.dynapcnn.chips import Chip
-from snncc.targets.dynapcnn.config import problems, to_json
-from snncc.targets.dynapcnn.lower import CheckLimits, PlaceOnCores, Reader, to_config
+from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
+from snncc.targets.dynapcnn.lower import Reader, has_bias, to_config
+from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
+from snncc.targets.dynapcnn.placement import Plan, capacity
+from snncc.targets.dynapcnn.sensor import parse
 
 
 @dataclass(frozen=True)
@@ -28,11 +35,13 @@ class Dynapcnn(Target):
     """A chip of SynSense's DYNAP-CNN family. Weights 8 bits, biases 16; inputs and outputs are spikes."""
 
     chip: Chip
-    takes: ClassVar[Mapping[str, Sequence[Any]]] = {  # spikes, not a constant current
-        **Target.takes,
+    takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {  # spikes, not a constant current
         "encoding": (None, "rate", "bernoulli", "spikes"),
+        **dict.fromkeys(("monitor", "cores", "sensor", "readout")),
     }
-    run_flags: ClassVar[Mapping[str, str]] = {"device": "--device", "timestep_us": "--timestep-us"}
+    run_flags: ClassVar[Mapping[str, str]] = {
+        "device": "--device", "timestep_us": "--timestep-us", "record": "--record", "power": "--power",
+    }  # fmt: skip
 
     @property
     def name(self) -> str:  # type: ignore[override]
@@ -45,6 +54,19 @@ class Dynapcnn(Target):
         proof = "validated by samna 0.7.1.0" if self.chip.validated else "no validator on the registry"
         return f"{len(self.chip.cores)} cores (SynSense); {proof}"
 
+    def accept(self, options: Options) -> None:
+        """Refuse what the chip cannot honour."""
+        super().accept(options)
+        for core in options.cores or ():
+            if not 0 <= core < len(self.chip.cores):
+                last = len(self.chip.cores) - 1
+                raise input_error("SNN070", f"cores={options.cores!r}: {self.name} has the cores 0 to {last}")
+        if options.readout and self.chip.readout is None:
+            raise input_error("SNN070", f"{self.name} has no readout block that can be used", "leave out readout")
+        if options.sensor is not None and options.encoding not in (None, "spikes"):
+            message = f"encoding={options.encoding!r}: what the sensor sends are spikes"
+            raise input_error("SNN070", message, "leave encoding out, or use encoding='spikes'")
+
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to cores."""
         bits = options.weight_bits or 8
@@ -52,39 +74,91 @@ class Dynapcnn(Target):
             raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
         bias, fold = CheckBias(options.bias), options.bias == "fold"
         v0 = 0.5 if options.v0 is None else options.v0
+        encoding = options.encoding or ("rate" if options.sensor is None else "spikes")
+        place = self.place(options)
         return [
             Canonicalize(),
             FoldBatchNorm(),
-            CheckLimits(self.chip),
             SpikingOutput(),
             *([] if fold else [bias]),
+            FuseLinear(self.chip.poolings),
+            CheckLimits(**vars(place)),
             Calibrate(options.threshold, options.percentile, options.per),
-            LowerActivations(options.encoding or "rate", options.reset, v0, seed=options.seed),
+            LowerActivations(encoding, options.reset, v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),  # what the chip cannot pool, check-limits has said
-            # Thresholds stay within 14 bits and a sign, so that a potential (below threshold plus one weight between
-            # events) keeps away from the undocumented saturation at 2^15 - 1.
-            Quantize(bits, bias_bits=16, threshold_bits=15, v_min=self.chip.thresholds_low[0]),
-            PlaceOnCores(self.chip),
+            # What happens at the ends of 16 bits is undocumented: potentials keep away from them.
+            Quantize(
+                bits,
+                bias_bits=16,
+                threshold_bits=16,
+                equalize=True,
+                potentials=(self.chip.states[0], self.chip.states[-1]),
+            ),
+            InsertRelays(self.chip),
+            place,
         ]
+
+    def place(self, options: Options) -> PlaceOnCores:
+        """The placement pass."""
+        return PlaceOnCores(self.chip, options.cores, options.sensor, options.readout)
 
     def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
         """Samna's."""
         return ("samna",)
 
-    def files(self, graph: Graph, options: Options) -> dict[str, str | bytes]:
-        """The configuration for samna and the runner that validates and deploys it.
+    def config(self, graph: Graph, options: Options) -> Config:
+        """The configuration of a mapped graph.
 
         Raises:
             CompileError: what the chip cannot do and no pass has said; nothing that samna would wrap gets out.
+            InputError: a name to monitor that is none.
         """
-        config = to_config(graph, self.chip)
-        found = problems(config)
-        if found:
-            locs = {layer.name: layer.weighted.loc for layer in Reader(graph, self.chip).layers}
+        sensor = None if options.sensor is None else self.sensor(graph, options)
+        config = to_config(graph, self.chip, sensor, options.readout, options.monitor)
+        if found := problems(config):
+            locs = {layer.name: layer.node.loc for layer in Reader(graph, self.chip).layers}
             raise CompileError([Diagnostic("SNN066", p.text, locs.get(p.core_name, Diagnostic.loc)) for p in found])
+        return config
+
+    def sensor(self, graph: Graph, options: Options) -> Sensor:
+        """What the option ``sensor`` means for the network's input."""
+        assert options.sensor is not None
+        return parse(options.sensor, graph.inputs[0].type.shape, self.chip)
+
+    def files(self, graph: Graph, options: Options) -> dict[str, str | bytes]:
+        """The configuration for samna and the runner that validates and deploys it. Raises as :meth:`config`."""
         runner = Path(__file__).with_name("run.py").read_text(encoding="utf-8")
-        return {"config.json": to_json(config), "run.py": runner}
+        return {"config.json": to_json(self.config(graph, options)), "run.py": runner}
+
+    def simulate_events(
+        self, graph: Graph, options: Options, xs: Sequence[Array], order: str, record: Sequence[str]
+    ) -> Events:
+        """The chip's arithmetic, "depth-first" or "breadth-first" (:mod:`snncc.targets.dynapcnn.events`)."""
+        from snncc.targets.dynapcnn import events
+
+        # The readout block is not simulated; without it, channels are the network's.
+        config, reader = self.config(graph, replace(options, readout=False)), Reader(graph, self.chip)
+        cores = {layer.sends: layer.name for layer in reader.layers}
+        neurons = {
+            name: [cores[w.source] for w in wires] for name, wires in reader.wires.items() if wires[0].source in cores
+        }
+        kept = dict.fromkeys(core for name in record for core in neurons.get(name, ()))
+        run = events.simulate(config, xs, order, kept)  # type: ignore[arg-type]
+
+        def gathered(parts: Mapping[str, Array], name: str, axis: int) -> Array:
+            whole = np.concatenate([parts[core] for core in neurons[name]], axis)
+            return whole.reshape(*whole.shape[:axis], *graph[name].type.shape)
+
+        own = [n.name for n in graph.nodes if n.name in neurons and isinstance(n.op, ops.If | ops.Concat)]
+        own = [name for name in own if all(w.pooling == 1 for w in reader.wires[name])]
+        return Events(
+            tuple(o.reshape(len(o), *graph[n].type.shape) for n, o in zip(graph.outputs, run.outputs, strict=True)),
+            {name: gathered(run.counts, name, 1) for name in own},
+            {name: gathered(run.spikes, name, 2) for name in record if name in own},
+            {layer.name: run.synops[layer.name] for layer in reader.layers},
+            sum(run.events.values(), np.zeros(1, np.int64)),
+        )
 
     def limits(self) -> dict[str, Any]:
         """The chip's cores and legal values: lists, or ranges as their smallest and largest value."""
@@ -95,6 +169,30 @@ class Dynapcnn(Target):
             if name not in ("name", "samna_module", "samna_configuration", "key_style", "neuron_major")
         }
 
+    def fits(self, graph: Graph, options: Options) -> list[dict[str, Any]]:
+        """Per layer: the words that it needs of each memory (`kernel`, `neuron`, `bias`), how many of its `channels`
+        each core `holds`, the `cores` that a placement of all gives it, and the `change` with which one would do."""
+        reader = Reader(graph, self.chip)
+        if not reader.layers or not all(layer.fit for layer in reader.layers):
+            return []
+        search = self.place(options).search(reader)
+        plan = search.run() if len(search.demands) <= len(search.cores) else None
+        rows = []
+        for layer, demand in zip(reader.layers, search.demands, strict=True):
+            needs = dict(zip(("kernel", "neuron", "bias"), demand.words(demand.channels), strict=True))
+            rows.append(
+                {
+                    "layer": layer.name,
+                    "source": str(layer.node.loc),
+                    "channels": demand.channels,
+                    **needs,
+                    "holds": [capacity(demand, core) for core in self.chip.cores],
+                    "cores": [part.core for part in plan.parts[demand.name]] if isinstance(plan, Plan) else [],
+                    "change": changes(layer, self.chip),
+                }
+            )
+        return rows
+
     def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
         """Per layer: its core, and the words of each memory it uses and leaves free."""
         table: dict[str, dict[str, Any]] = {}
@@ -102,7 +200,8 @@ class Dynapcnn(Target):
             core = self.chip.cores[layer.core]
             sizes = dict(zip(("kernel", "neuron", "bias"), core.words, strict=True))
             row: dict[str, Any] = {"core": layer.core}
-            for (what, size), used in zip(sizes.items(), layer.memory(graph), strict=True):
-                row |= {f"{what}_used": used, f"{what}_free": size - used}
+            used = layer.words(layer.output[0], has_bias(graph, layer.node))
+            for (what, size), n in zip(sizes.items(), used, strict=True):
+                row |= {f"{what}_used": n, f"{what}_free": size - n}
             table[layer.name] = row
         return table

@@ -49,7 +49,7 @@ class Lava(Target):
 
     name: str = "lava"
     summary: str = "Loihi 2 (Intel); equals Lava's CPU simulation spike for spike"
-    takes: ClassVar[Mapping[str, Sequence[Any]]] = {
+    takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
         "neuron": ("if", "sigma-delta"),
         "form": (None, "netx", "process"),
     }
