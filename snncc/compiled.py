@@ -333,7 +333,7 @@ class CompiledModel:
         distance, in the 2-norm, between the neurons' mean output and the network's activation)."""
         if self._saved_report is not None:
             return self._saved_report
-        graph, usage = self.graph, self.target.usage(self.graph)
+        graph, usage = self.graph, self.target.usage(self.graph, self.options)
         measured = self._measure()
         rows = []
         for node in graph.nodes:

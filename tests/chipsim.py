@@ -21,6 +21,9 @@ def run_chip(config: Config, *inputs: Array) -> dict[str, Array]:
     arriving = {core.index: np.zeros((*steps, *core.input_shape), np.int64) for core in config.cores}
     for route in config.inputs:
         send(host_map(route, inputs[route.index]), arriving[route.core], route.pooling, route.feature_shift)
+    for bias in config.host_biases:
+        for y, x in itertools.product(bias.rows, bias.columns):
+            arriving[bias.core][:, :, bias.first : bias.first + bias.count, y, x] += 1
     sources: dict[int, set[int]] = {index: set() for index in cores}
     for core in config.cores:
         for destination in core.destinations:

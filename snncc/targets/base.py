@@ -202,7 +202,7 @@ class Target(ABC):
         """What each layer of a network, as the limits see it, needs of the hardware, whether it fits or not."""
         return []
 
-    def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
+    def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """What nodes take of the hardware, for the report: by the name of the node that stands for the layer."""
         return {}
 

@@ -227,7 +227,7 @@ def test_equalization_weighs_bits_against_resolution() -> None:
     plain, units = threshold(32)
     np.testing.assert_allclose(units[1:], 1.0)
     equal, raised = threshold(32, equalize=True)
-    assert plain < 130 < 300 < equal  # all others could have 1270: 127 / 0.1
+    assert plain < 130 and equal > 300  # all others could have 1270: 127 / 0.1
     np.testing.assert_allclose(raised[1:], 1.0)
     assert raised[0] == pytest.approx(0.1 * equal / plain, rel=0.01)
     assert threshold(2, equalize=True)[0] < equal
@@ -235,7 +235,7 @@ def test_equalization_weighs_bits_against_resolution() -> None:
 
 @pytest.mark.parametrize("bias", [0.0, 0.3, -0.3])
 def test_potentials_have_room_for_a_weight_and_all_biases(bias: float) -> None:
-    """Event by event: max(v0, threshold) + T * bias + a weight within the range, and below the floor a weight or bias."""
+    """Event by event: max(v0, threshold) + T * bias + a weight within the range; below the floor, a weight or bias."""
     n = snn(4, encoding="rate")
     n.linear(np.full((2, 4), 1e-4), [bias, bias / 2], name="fc")
     n(ops.If(1.0, 0.5))

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from chipnets import graph_network
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from zoo import GRAPH_ZOO, SEQUENTIAL_ZOO, build, example_input
 
@@ -17,9 +19,9 @@ from snncc import InputError
 from snncc.engine import TorchEngine
 from snncc.ir import Stage, ops
 from snncc.targets.dynapcnn.chips import CHIPS
-from snncc.targets.dynapcnn.config import Config, to_json
+from snncc.targets.dynapcnn.config import Config, to_json, with_own_biases
 from snncc.targets.dynapcnn.decode import decode
-from snncc.targets.dynapcnn.lower import Reader, to_config
+from snncc.targets.dynapcnn.lower import Reader, _tiles, to_config
 from snncc.targets.dynapcnn.mapping import bound
 
 SMALL = ("chip_residual", "chip_branches", "chip_exits", "chip_preact", "chip_mlp", "chip_bias")
@@ -113,6 +115,41 @@ def test_what_has_no_events() -> None:
         chip.simulate(example_input((1, 28, 28), 2), stage="snn", order="depth-first")
     with pytest.raises(InputError, match="sideways"):
         chip.simulate(example_input((1, 28, 28), 2), order="sideways")
+
+
+# --- biases of the host ---------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(st.integers(1, 40), st.integers(1, 16), st.sampled_from([1, 2, 4, 8]), st.integers(0, 7))
+def test_every_window_sees_one_pixel_of_the_tiles(n: int, kernel: int, stride: int, padding: int) -> None:
+    windows = (n + 2 * padding - kernel) // stride + 1
+    if windows < 1 or padding >= kernel:  # (such a padding has windows that see nothing)
+        return
+    if (found := _tiles(n, windows, kernel, stride, padding)) is None:
+        assert padding  # without, one tap and a pixel for each window will do
+        return
+    taps, pixels = found
+    assert all(0 <= pixel < n for pixel in pixels)
+    for window in range(windows):
+        seen = [p for p in pixels if taps.start <= p + padding - window * stride < taps.stop]
+        assert len(seen) == 1
+
+
+def test_the_host_gives_the_biases_of_the_first_layer() -> None:
+    """A neuron fires at events only: a bias that the clock adds would wait for one. Deeper layers have the clock's."""
+    model = compiled("chip_bias", "speck2b")
+    first, *deeper = config(model).cores
+    (bias,) = config(model).host_biases
+    layer, *_ = Reader(model.graph, CHIPS["speck2b"]).layers
+    assert first.biases is None and all(core.leaks for core in deeper)
+    assert (bias.core, bias.first) == (first.index, 1)
+    own = with_own_biases(config(model)).cores[0]
+    np.testing.assert_array_equal(own.biases, model.graph.value(layer.node.op.bias))  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(own.weights, first.weights[:, :1])
+    assert model.report[0]["kernel_used"] == first.memory[0] > layer.words(8, True)[0]
+    seen = snncc.compile(build("chip_bias"), "speck2b", calibration=example_input((1, 28, 28), 8), sensor="auto")
+    assert config(seen).host_biases == () and config(seen).cores[0].leaks  # no host, then
 
 
 # --- the bound of potentials ----------------------------------------------------------------------------------------

@@ -18,7 +18,16 @@ from snncc import InputError
 from snncc.engine.compare import differences, same_class
 from snncc.targets.dynapcnn import events
 from snncc.targets.dynapcnn.chips import CHIPS
-from snncc.targets.dynapcnn.config import Config, ConfigError, CoreConfig, Destination, InputRoute, Readout, problems
+from snncc.targets.dynapcnn.config import (
+    Config,
+    ConfigError,
+    CoreConfig,
+    Destination,
+    HostBias,
+    InputRoute,
+    Readout,
+    problems,
+)
 from snncc.targets.dynapcnn.events import EventRun, simulate, simulate_events, to_counts
 
 Array = np.ndarray[Any, Any]
@@ -127,6 +136,15 @@ class Slow:
             yield from self.arrive(to.layer, to.pooling, to.feature_shift, neuron)
 
     def host(self, index: int, place: int) -> Iterator[tuple[int, Place]]:
+        if index < 0:
+            events = [
+                (b.core, (channel, y, x))
+                for b in self.config.host_biases
+                for channel in range(b.first, b.first + b.count)
+                for y in b.rows
+                for x in b.columns
+            ]
+            yield from events[place : place + 1]
         for route in self.config.inputs:
             if route.index == index:
                 at = np.unravel_index(place, route.shape)
@@ -140,17 +158,36 @@ class Slow:
             self.dropped += 1
 
 
-def spread(xs: tuple[Array, ...], sample: int) -> list[list[tuple[int, int]]]:
-    """Counts as the host's spikes, step by step."""
+def turn(shape: tuple[int, ...]) -> list[int]:
+    """The places of an input in the order in which the host sends them: bit by bit of its row and column, from the
+    lowest on; then channel by channel."""
+
+    def key(place: int) -> tuple[list[tuple[int, int]], int]:
+        channel, y, x = np.unravel_index(place, shape if len(shape) == 3 else (1, 1, *shape))
+        return [(int(y) >> bit & 1, int(x) >> bit & 1) for bit in range(11)], int(channel)
+
+    return sorted(range(int(np.prod(shape))), key=key)
+
+
+def spread(xs: tuple[Array, ...], sample: int, biases: int = 0) -> list[list[tuple[int, int]]]:
+    """Counts as the host's spikes, step by step, after its biases."""
+    turns = [turn(x.shape[2:]) for x in xs]
     return [
-        [(i, place) for i, x in enumerate(xs) for place, n in enumerate(x[step, sample].ravel()) for _ in range(n)]
+        [(-1, place) for place in range(biases)]
+        + [
+            (i, place)
+            for i, x in enumerate(xs)
+            for place in turns[i]
+            for _ in range(int(x[step, sample].ravel()[place]))
+        ]
         for step in range(len(xs[0]))
     ]
 
 
 def assert_same(config: Config, xs: tuple[Array, ...], run: EventRun, depth_first: bool) -> None:
     steps, samples = xs[0].shape[:2]
-    slow = [Slow(config).run(spread(xs, sample), depth_first) for sample in range(samples)]
+    biases = sum(b.count * len(b.rows) * len(b.columns) for b in config.host_biases)
+    slow = [Slow(config).run(spread(xs, sample, biases), depth_first) for sample in range(samples)]
     for c in config.cores:
         expected = np.zeros((steps, samples, *c.output_shape), int)
         for sample, one in enumerate(slow):
@@ -284,6 +321,20 @@ def test_the_order_is_no_choice_where_all_ways_are_equally_long(seed: int) -> No
         np.testing.assert_array_equal(deep.spikes[name], single.spikes[name])
         if all(len(lengths) == 1 for lengths in level.values()):
             np.testing.assert_array_equal(deep.spikes[name], broad.spikes[name])
+
+
+def test_biases_that_the_host_gives() -> None:
+    """Two channels, each with an event for every window, through a kernel of twos and threes."""
+    rng = np.random.default_rng(3)
+    weights = rng.integers(-9, 9, (3, 4, 3, 3))
+    weights[:, 2], weights[:, 3] = np.array([2, -3, 0])[:, None, None], np.array([3, -3, 9])[:, None, None]
+    given = {"inputs": (InputRoute(0, (2, 6, 6)),), "input_shapes": ((2, 6, 6),)}
+    config = replace(chain(core(0, (4, 6, 6), weights)), **given, host_biases=(HostBias(0, 2, 2, (2, 5), (2, 5)),))
+    assert problems(config) == []
+    xs = (rng.integers(0, 2, (3, 2, 2, 6, 6)),)
+    for deep in (True, False):
+        assert_same(config, xs, simulate(config, xs, DEEP if deep else BROAD, ["core0"]), deep)
+    assert int(simulate(config, (0 * xs[0],)).events["core0"][0]) == 3 * 2 * 4
 
 
 def test_what_is_generated() -> None:
@@ -487,7 +538,8 @@ def test_counts_of_a_stream() -> None:
             expected[t[i] // 100, 0, p[i], y[i], x[i]] += 1
     np.testing.assert_array_equal(found, expected)
     config = chain(core(0, (2, 4, 5), np.random.default_rng(1).integers(-40, 60, (3, 2, 3, 3))))
-    order = np.lexsort((x, y, p, t // 100))  # as the host sends counts
+    rank = np.argsort(turn((2, 4, 5)))
+    order = np.lexsort((rank[(p * 4 + y) * 5 + x], t // 100))  # as the host sends counts
     run, _ = simulate_events(config, t[order] // 100 * 100, x[order], y[order], p[order], 100)
     np.testing.assert_array_equal(
         simulate(config, (to_counts(t, x, y, p, (2, 4, 5), 10, 100),)).outputs[0], run.outputs[0]

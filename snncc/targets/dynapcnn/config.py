@@ -8,7 +8,7 @@ JSON has x before y.
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from graphlib import CycleError, TopologicalSorter
 from math import prod
 from typing import Any
@@ -98,6 +98,21 @@ class InputRoute:
 
 
 @dataclass(frozen=True)
+class HostBias:
+    """Biases of a core that the host gives, in place of the core's slow clock, which fires no neuron.
+
+    At the start of each time step it sends one event to each of `rows` x `columns` of each of `count` channels from
+    `first` on. Every window of the core sees just one of them, at taps where the kernel holds (a part of) the bias.
+    """
+
+    core: int
+    first: int
+    count: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Sensor:
     """The chip's own pixels as the input, in place of the host: 128 x 128, events of two polarities.
 
@@ -154,6 +169,7 @@ class Config:
     input_shapes: tuple[tuple[int, ...], ...]
     sensor: Sensor | None = None
     monitors: tuple[Monitor, ...] = ()
+    host_biases: tuple[HostBias, ...] = ()
 
     @property
     def output_shapes(self) -> tuple[tuple[int, int, int], ...]:
@@ -284,6 +300,18 @@ def _connections(config: Config) -> Iterator[Problem]:
             yield from _fits(edge, route.shape, route.pooling, route.feature_shift, target)
         first, last = route.feature_shift, route.feature_shift + route.shape[0] - 1
         sources[target.index].append(_Source(first, last, name, wired=config.sensor is not None))
+    for bias in config.host_biases:
+        if (target := cores.get(bias.core)) is None or config.sensor is not None:
+            yield _problem("", "host's biases", "of a used core, without the sensor", bias.core)
+            continue
+        for axis, places, size in zip("yx", (bias.rows, bias.columns), target.input_shape[1:], strict=True):
+            if not places or not set(places) <= set(range(size)):
+                yield _problem(target.name, f"host's biases along {axis}", f"0..{size - 1}", str(places))
+        if bias.count < 1 or bias.first < 0 or bias.first + bias.count > target.input_shape[0]:
+            found = f"{bias.first}..{bias.first + bias.count - 1}"
+            yield _problem(target.name, "channels of the host's biases", f"0..{target.input_shape[0] - 1}", found)
+        last = bias.first + bias.count - 1
+        sources[target.index].append(_Source(bias.first, last, "the host's biases", wired=False))
     for core in config.cores:
         for destination in core.destinations:
             target, shift = cores.get(destination.layer), destination.feature_shift
@@ -433,6 +461,23 @@ def _words(legal: range | tuple[int, ...]) -> str:
     return f"{legal[0]}..{legal[-1]}" if isinstance(legal, range) else ", ".join(map(str, legal))
 
 
+def with_own_biases(config: Config) -> Config:
+    """The same network with the host's biases as the cores' own: what it computes in each time step is the same."""
+    cores = {core.index: core for core in config.cores}
+    for bias in config.host_biases:
+        core, own = cores[bias.core], slice(bias.first, bias.first + bias.count)
+        parts = core.weights[:, own].astype(np.int64).reshape(len(core.weights), bias.count, -1)
+        taps = np.abs(parts).max(axis=(0, 1))
+        channels, height, width = core.input_shape
+        cores[bias.core] = replace(
+            core,
+            input_shape=(channels - bias.count, height, width),
+            weights=np.delete(core.weights, own, axis=1),
+            biases=parts[:, :, int(taps.argmax())].sum(axis=1),
+        )
+    return replace(config, cores=tuple(cores.values()), host_biases=())
+
+
 # The readout block in use, every spike counted and its winner told to the host (synsense's tutorial 'using the readout
 # layer', for the speck2e; names: datasheet of the speck2f). Not checked: no such samna can be had.
 READOUT_BLOCK: Json = {
@@ -474,6 +519,7 @@ def to_json(config: Config) -> str:
         "outputs": config.output_shapes,
         "sensor": None if config.sensor is None else asdict(config.sensor),
         "monitors": [astuple(monitor) for monitor in config.monitors],
+        "biases": [astuple(bias) for bias in config.host_biases],
         "names": {str(core.index): core.name for core in config.cores},
     }
     body = _camel(root) if chip.key_style == "camel" else root
@@ -497,6 +543,9 @@ def from_json(text: str) -> Config:
         input_shapes=tuple(map(tuple, header["input_shapes"])),
         sensor=Sensor(**sensor) if sensor else None,
         monitors=tuple(Monitor(*monitor) for monitor in header["monitors"]),
+        host_biases=tuple(
+            HostBias(core, first, count, tuple(y), tuple(x)) for core, first, count, y, x in header["biases"]
+        ),
     )
 
 

@@ -29,6 +29,7 @@ from snncc.targets.dynapcnn.config import (
     from_json,
     read_cores,
     read_dvs_layer,
+    with_own_biases,
 )
 
 
@@ -46,7 +47,7 @@ def decode(config: str | Config, chip: str | None = None) -> Graph:
     try:
         if isinstance(config, str):
             config = read_config(config, chip)
-        return _Decoder(config).graph()
+        return _Decoder(with_own_biases(config)).graph()
     except (AttributeError, IndexError, KeyError, OverflowError, TypeError, ValueError) as error:
         why = f"{error}" if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
         raise input_error(

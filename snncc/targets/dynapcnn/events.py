@@ -83,8 +83,8 @@ def simulate(
 ) -> EventRun:
     """Run spike counts through the chip, one sample after the other, each from the initial potentials.
 
-    The host sends the spikes of a time step input by input, each in C order; a count of n is n events, every one on all
-    ways of its input in turn.
+    The host first sends its biases, then the spikes of a time step input by input, each in `host_order`; a count of n
+    is n events, every one on all ways of its input in turn.
 
     Args:
         xs: of every input of the network, whole spike counts (T, N, *shape).
@@ -107,10 +107,27 @@ def simulate(
         ):
             raise input_error("SNN074", f"an input is {x.dtype} {x.shape}, not counts from 0 on, (T, N, *{shape})")
     steps, samples = xs[0].shape[:2]
-    sent = np.concatenate([x.reshape(steps, samples, -1) for x in xs], axis=2).swapaxes(0, 1).reshape(-1)
+    turn = np.concatenate([host_order(shape) + i for shape, i in zip(config.input_shapes, tables.firsts, strict=True)])
+    sent = np.concatenate([x.reshape(steps, samples, -1) for x in xs], axis=2).swapaxes(0, 1)[..., turn].reshape(-1)
     (at,) = np.nonzero(sent)
-    step, place = np.divmod(np.repeat(at, sent[at].astype(np.int64)), len(tables.ways))
+    step, place = np.divmod(np.repeat(at, sent[at].astype(np.int64)), len(turn))
+    step, place, _ = tables.with_biases(step, turn[place], np.zeros(len(step), np.int64), samples * steps)
     return _run(tables, step, place, (samples, steps), order, record, threads)[0]
+
+
+def host_order(shape: tuple[int, ...]) -> npt.NDArray[np.intp]:
+    """In which order the host sends the events of a time step: the places of an input (C, H, W), or (F,), in C order.
+
+    By rows and columns with their bits reversed, all channels of a pixel together: first every second pixel of every
+    second row, and so on. A window then gets its share of each part of the events, and what has come so far is near
+    what all will be; row by row, sums would run far beyond it and fire neurons that nothing can silence again.
+    """
+    _, height, width = size = shape if len(shape) == 3 else (1, 1, prod(shape))
+    _, y, x = np.indices(size)
+    key = np.zeros(size, np.int64)
+    for bit in range(max(height, width).bit_length()):
+        key = key << 2 | (y >> bit & 1) << 1 | x >> bit & 1
+    return np.argsort(key.ravel(), kind="stable")
 
 
 def simulate_events(
@@ -135,6 +152,8 @@ def simulate_events(
         raise input_error("SNN074", "a stream of events needs a network with one input, and a period of 1 us or more")
     place = _places(t, x, y, p, config.input_shapes[0])
     step = t // (tick_us or (int(t[-1]) + 1 if len(t) else 1))
+    if tick_us is not None:
+        step, place, t = tables.with_biases(step, place, t, int(step[-1]) + 1 if len(t) else 1, tick_us)
     heard = {tables.names[readout.core] for readout in config.readouts}
     span = (1, int(step[-1]) + 1 if len(t) else 1)
     run, cause, neuron = _run(tables, step, place, span, "depth-first", heard, threads=1)
@@ -226,7 +245,31 @@ class _Tables:
             for way, r in enumerate(r for r in config.inputs if r.index == i):
                 events = self._arrivals(r.shape, r.core, r.pooling, r.feature_shift)
                 ways[-1][:, way] = events.ravel()[: prod(shape)]
-        self.ways = np.concatenate(ways)
+        self.firsts = np.cumsum([0, *(prod(shape) for shape in config.input_shapes)])[:-1]
+        inputs = np.concatenate(ways)
+        # Then one more element for each event of the host's biases.
+        biases = [
+            self.number[b.core] << 24 | channel << 14 | y << 7 | x
+            for b in config.host_biases
+            for channel in range(b.first, b.first + b.count)
+            for y in b.rows
+            for x in b.columns
+        ]
+        self.biased = np.arange(len(inputs), len(inputs) + len(biases))
+        more = np.full((len(biases), inputs.shape[1]), _NONE, np.int32)
+        more[:, 0] = biases
+        self.ways = np.concatenate([inputs, more])
+
+    def with_biases(
+        self, step: Array, place: Array, t: Array, steps: int, tick_us: int = 0
+    ) -> tuple[Array, Array, Array]:
+        """What the host sends, its time steps, places and times, with its biases at the start of each of ``steps``."""
+        first = np.repeat(np.arange(steps), len(self.biased))
+        step = np.concatenate([first, step])
+        place = np.concatenate([np.tile(self.biased, steps), place])
+        t = np.concatenate([first * tick_us, t])
+        turn = np.argsort(step, kind="stable")
+        return step[turn], place[turn], t[turn]
 
     def slice(self, core: int) -> slice:
         """The neurons of a core."""

@@ -19,7 +19,16 @@ from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array, per_channel
 from snncc.passes.fuse_linear import Shape, as_map, is_host_layout, ungrouped
 from snncc.targets.dynapcnn.chips import Chip, bias_words, kernel_words, neuron_words
-from snncc.targets.dynapcnn.config import Config, CoreConfig, Destination, InputRoute, Monitor, Readout, Sensor
+from snncc.targets.dynapcnn.config import (
+    Config,
+    CoreConfig,
+    Destination,
+    HostBias,
+    InputRoute,
+    Monitor,
+    Readout,
+    Sensor,
+)
 from snncc.targets.dynapcnn.placement import Demand
 
 Pair = tuple[int, int]
@@ -529,13 +538,18 @@ def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: b
             readouts.append(Readout(layers[wire.source].core, at, step, i))
             at += wire.shape[0]
     seen = {m.core for m in monitors} | {r.core for r in readouts}
-    cores = [_core(reader, layer, tuple(reads[layer.sends]), layer.core in seen) for layer in layers.values()]
+    made = [
+        _biased_by_host(reader, layer, _core(reader, layer, tuple(reads[layer.sends]), layer.core in seen), sensor)
+        for layer in layers.values()
+    ]
+    cores = [core for core, _ in made]
     if readout:
         starts = {r.core: r.first for r in readouts}
         cores = [_to_readout(core, starts[core.index], chip) if core.index in starts else core for core in cores]
         monitors = [m for m in monitors if m.core not in starts]  # their channels are not the layer's any more
     shapes = tuple(node.type.shape for node in graph.inputs)
-    return Config(chip, tuple(cores), tuple(routes), tuple(readouts), shapes, sensor, tuple(monitors))
+    biases = tuple(bias for _, bias in made if bias is not None)
+    return Config(chip, tuple(cores), tuple(routes), tuple(readouts), shapes, sensor, tuple(monitors), biases)
 
 
 def monitored(graph: Graph, wanted: Sequence[str]) -> set[str]:
@@ -587,6 +601,71 @@ def _core(reader: Reader, layer: Layer, destinations: tuple[Destination, ...], m
         destinations=destinations,
         monitor=monitor,
     )
+
+
+MOST_BIAS_CHANNELS = 4  # biases up to four times a weight's range
+
+
+def bias_channels(reader: Reader, layer: Layer, biases: Array | None, sensor: Sensor | None) -> int:
+    """How many more channels the core gets for biases that the host sends: as many as 8-bit weights make the largest
+    bias of; 0 where the core's own clock has to add them, since not all that it reads comes from the host, or its
+    kernel memory has no room."""
+    if biases is None or not biases.any() or sensor is not None or not all(wire.host for wire in layer.wires):
+        return 0
+    count = -(-int(np.abs(biases).max()) // 127)
+    assert layer.fit is not None
+    channels, has = layer.input[0] + count, reader.chip.cores[layer.core]
+    fits = kernel_words(channels, layer.output[0], layer.fit.kernel) <= has.kernel_words
+    if count > MOST_BIAS_CHANNELS or channels not in reader.chip.features or not fits:
+        return 0
+    return count if all(tiles is not None for tiles in _both_tiles(layer)) else 0
+
+
+def _both_tiles(layer: Layer) -> list[tuple[slice, tuple[int, ...]] | None]:
+    """Along rows and columns, see _tiles."""
+    held = layer.fit
+    assert held is not None
+    return [
+        _tiles(layer.input[i], layer.output[i], held.kernel, held.stride[i - 1], held.padding[i - 1]) for i in (1, 2)
+    ]
+
+
+def _biased_by_host(
+    reader: Reader, layer: Layer, core: CoreConfig, sensor: Sensor | None
+) -> tuple[CoreConfig, HostBias | None]:
+    """The core with its biases as weights of channels in which the host sends one event to every window: neurons fire
+    at events only, so a bias that the clock adds would wait for one."""
+    count = bias_channels(reader, layer, core.biases, sensor)
+    along_y, along_x = _both_tiles(layer)
+    if count == 0 or core.biases is None or along_y is None or along_x is None:
+        return core, None
+    (y_taps, rows), (x_taps, columns) = along_y, along_x
+    channels, height, width = core.input_shape
+    parts = np.zeros((core.output_shape[0], count, core.kernel, core.kernel), np.int8)
+    for i in range(count):  # floor((b + i) / n) for i < n add up to b
+        parts[:, i, y_taps, x_taps] = ((core.biases.astype(np.int64) + i) // count)[:, None, None]
+    weights = np.concatenate([core.weights, parts], axis=1)
+    core = replace(core, input_shape=(channels + count, height, width), weights=weights, biases=None)
+    return core, HostBias(core.index, channels, count, rows, columns)
+
+
+def _tiles(n: int, m: int, kernel: int, stride: int, padding: int) -> tuple[slice, tuple[int, ...]] | None:
+    """Along an axis of n pixels, m windows: the widest run of taps, and the fewest pixels, such that each window sees
+    just one of these pixels through these taps; None where padding leaves no such."""
+    for width in range(kernel, 0, -1):
+        for first in range(kernel - width + 1):
+            pixels, done = [], 0  # windows so far
+            while done < m:
+                # A pixel that window `done` sees through the last tap that it can, but no window before.
+                low, high = (done - 1) * stride - padding + first + width, done * stride - padding + first + width - 1
+                pixel = min(high, n - 1)
+                if pixel < max(low, done * stride - padding + first, 0):
+                    break
+                pixels.append(pixel)
+                done = (pixel + padding - first) // stride + 1
+            else:
+                return slice(first, first + width), tuple(pixels)
+    return None
 
 
 def _to_readout(core: CoreConfig, first: int, chip: Chip) -> CoreConfig:

@@ -110,6 +110,7 @@ class Search:
     cores: tuple[int, ...]
     from_input: int | None = None
     _options: dict[str, list[Counts]] = field(default_factory=dict, compare=False, repr=False)
+    _every: dict[str, list[Counts]] = field(default_factory=dict, compare=False, repr=False)
     _capacities: dict[str, list[int]] = field(default_factory=dict, compare=False, repr=False)
 
     @cached_property
@@ -146,6 +147,12 @@ class Search:
             for counts in product(*(range(n + 1) for n in most))
             if sum(map(mul, counts, holds)) >= demand.channels >= sum(counts)
         ]
+
+    def _larger(self, demand: Demand) -> list[Counts]:
+        """Sets that are not smallest, too."""
+        if demand.name not in self._every:
+            self._every[demand.name] = self._ranked(demand, self._sets(demand))
+        return self._every[demand.name]
 
     def _ranked(self, demand: Demand, sets: list[Counts]) -> list[Counts]:
         """The sets with the fewest cores first, then the most even."""
@@ -201,22 +208,27 @@ class Search:
         if not relays:  # then any choice will do
             chosen = next(self._choices(demands, options, len(self.cores)), None)
             return None if chosen is None else self._plan(demands, chosen, [])
-        # More cores than a layer needs, only where its parts would else be too large for relays.
+        # More cores than a layer needs have smaller parts: of use only for relays, as these may hold no larger ones.
         widest = self._reached(demands, {name: max(sets, key=sum) for name, sets in options.items()})
         wide = [d for d in demands if widest[d.name] > self.chip.destinations]
-        plan = self._fewest(demands, options)
-        if plan is not None or not wide:
-            return plan
-        return self._fewest(demands, {**options, **{d.name: self._ranked(d, self._sets(d)) for d in wide}})
+        return self._fewest(demands, {**options, **{d.name: self._larger(d) for d in wide}})
 
     def _fewest(self, demands: Sequence[Demand], options: Mapping[str, Sequence[Counts]]) -> Plan | None:
         """The plan with the fewest cores, and of those the most even one."""
         smallest = {d.name: options[d.name][0] for d in demands}
         reached = self._reached(demands, smallest)
         relays = sum(max(0, reached[d.name] - self.chip.destinations) for d in demands)  # that it takes at least
-        most_even = sum(min(self._unevenness(d, counts) for counts in options[d.name]) for d in demands)
-        for total in range(sum(map(sum, smallest.values())) + relays, len(self.cores) + 1):
+        least = sum(map(sum, smallest.values())) + relays
+        for total in range(least, len(self.cores) + 1):
             best: tuple[int, dict[str, Counts], list[_Unit]] | None = None
+            most_even = sum(
+                min(
+                    self._unevenness(d, counts)
+                    for counts in options[d.name]
+                    if sum(counts) - sum(smallest[d.name]) <= total - least
+                )
+                for d in demands
+            )
             for chosen in self._choices(demands, options, total - relays):
                 uneven = sum(self._unevenness(d, chosen[d.name]) for d in demands)
                 if best is not None and uneven >= best[0]:

@@ -246,7 +246,7 @@ def deploy(options: argparse.Namespace) -> int:
     tally = Tally(np, data, recorded, steps, samples, each_step=not spikes)
     states = initial_states(module, data)
     for sample in range(samples):
-        events = input_events(np, [x[:, sample] for x in spikes], header["inputs"], board.event) if spikes else None
+        events = input_events(np, [x[:, sample] for x in spikes], header, board.event) if spikes else None
         board.send(states)
         board.receive(after=PAUSE)  # and drops what is left of the sample before
         if meter:
@@ -294,26 +294,45 @@ def read_input(np: Any, path: Path, shapes: list[list[int]]) -> list[Any]:
     return spikes
 
 
-def input_events(np: Any, spikes: list[Any], routes: list[Any], make: Any) -> list[list[Any]]:
+def input_events(np: Any, spikes: list[Any], header: dict[str, Any], make: Any) -> list[list[Any]]:
     """Of each time step the host's events; `spikes` are the counts (T, *shape) of each input of one sample.
 
-    In order of input, channel, y and x of the input's map; a spike's copies for several cores follow each other. What
-    the pooling leaves over at the map's edge is not sent: a core has no such coordinate.
+    First the biases that the host gives. Then input by input, in `host_order`; a spike's copies for several cores
+    follow each other. What the pooling leaves over at the map's edge is not sent: a core has no such coordinate.
     """
     events: list[list[Any]] = [[] for _ in spikes[0]]
+    for core, first, count, rows, columns in header["biases"]:
+        for step, sent in enumerate(events):
+            for channel in range(first, first + count):
+                sent += [make(step, core, channel, row, column) for row in rows for column in columns]
     for index, x in enumerate(spikes):
-        ways = [way for way in routes if way[4] == index]
-        flat = x.reshape(len(x), -1)
-        for step, place in np.argwhere(flat).tolist():
-            copies = []
+        ways = [way for way in header["inputs"] if way[4] == index]
+        order = host_order(np, x.shape[1:])
+        flat = x.reshape(len(x), -1)[:, order]
+        for step, turn in np.argwhere(flat).tolist():
+            copies, place = [], int(order[turn])
             for core, (channels, height, width), pooling, shift, _ in ways:
                 channel, rest = divmod(place, height * width)
                 row, column = rest // width // pooling, rest % width // pooling
                 if channel < channels and row < height // pooling and column < width // pooling:
                     copies.append((core, channel + shift, row, column))
-            for _ in range(int(flat[step, place])):
+            for _ in range(int(flat[step, turn])):
                 events[step] += [make(step, *copy) for copy in copies]
     return events
+
+
+def host_order(np: Any, shape: tuple[int, ...]) -> Any:
+    """In which order the events of a time step are sent: the places of an input (C, H, W), or (F,), in C order.
+
+    By rows and columns with their bits reversed, so that each window of a kernel gets its share of every part of them:
+    row by row, sums would run far beyond what they come to, and fire neurons that nothing can silence again.
+    """
+    size = shape if len(shape) == 3 else (1, 1, int(np.prod(shape)))
+    _, y, x = np.indices(size)
+    key = np.zeros(size, np.int64)
+    for bit in range(max(size[1:]).bit_length()):
+        key = key << 2 | (y >> bit & 1) << 1 | x >> bit & 1
+    return np.argsort(key.ravel(), kind="stable")
 
 
 def initial_states(module: Any, data: dict[str, Any]) -> list[Any]:

@@ -24,7 +24,7 @@ from snncc.passes.quantize import Quantize
 from snncc.targets.base import Events, Options, Target
 from snncc.targets.dynapcnn.chips import Chip
 from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
-from snncc.targets.dynapcnn.lower import Reader, has_bias, to_config
+from snncc.targets.dynapcnn.lower import Reader, to_config
 from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
 from snncc.targets.dynapcnn.placement import Plan, capacity
 from snncc.targets.dynapcnn.sensor import parse
@@ -73,7 +73,9 @@ class Dynapcnn(Target):
         if bits > 8:
             raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
         bias, fold = CheckBias(options.bias), options.bias == "fold"
-        v0 = 0.5 if options.v0 is None else options.v0
+        # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does a part
+        # of that (benchmarks/dynapcnn_events.py).
+        v0 = 0.25 if options.v0 is None else options.v0
         encoding = options.encoding or ("rate" if options.sensor is None else "spikes")
         place = self.place(options)
         return [
@@ -193,15 +195,13 @@ class Dynapcnn(Target):
             )
         return rows
 
-    def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
+    def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """Per layer: its core, and the words of each memory it uses and leaves free."""
         table: dict[str, dict[str, Any]] = {}
-        for layer in Reader(graph, self.chip).layers:
-            core = self.chip.cores[layer.core]
-            sizes = dict(zip(("kernel", "neuron", "bias"), core.words, strict=True))
-            row: dict[str, Any] = {"core": layer.core}
-            used = layer.words(layer.output[0], has_bias(graph, layer.node))
-            for (what, size), n in zip(sizes.items(), used, strict=True):
+        for core in self.config(graph, options).cores:
+            sizes = dict(zip(("kernel", "neuron", "bias"), self.chip.cores[core.index].words, strict=True))
+            row: dict[str, Any] = {"core": core.index}
+            for (what, size), n in zip(sizes.items(), core.memory, strict=True):
                 row |= {f"{what}_used": n, f"{what}_free": size - n}
-            table[layer.name] = row
+            table[core.name] = row
         return table

@@ -134,7 +134,7 @@ class Lava(Target):
         """The chip's."""
         return asdict(LOIHI2)
 
-    def usage(self, graph: Graph) -> dict[str, dict[str, Any]]:
+    def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """Per layer: neurons, synapses and cores."""
         return _read(graph)[1].usage()
 
