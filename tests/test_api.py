@@ -226,8 +226,8 @@ def test_progress_and_after() -> None:
     assert ("calibrate", 3) in seen
     assert tuple(stages) == model.records
     assert [r.label.partition("{")[0] for r in stages] == [
-        "trace", "canonicalize", "fold-batch-norm", "check-limits", "spiking-output", "check-bias", "calibrate",
-        "lower-activations", "lower-pooling", "quantize", "place",
+        "trace", "canonicalize", "fold-batch-norm", "spiking-output", "check-bias", "fuse-linear", "check-limits",
+        "calibrate", "lower-activations", "lower-pooling", "quantize", "insert-relays", "place",
     ]  # fmt: skip
     assert list(model.stages) == ["ann", "folded", "snn", "int", "mapped"]
     seen.clear()
@@ -554,7 +554,7 @@ def test_the_manifest(tmp_path: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     there = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
     assert there == {*manifest["files"], "manifest.json"}
-    assert {"weights.safetensors", "config.json", "run.py", "stages/000_trace.mlir", "stages/010_place.mlir"} <= there
+    assert {"weights.safetensors", "config.json", "run.py", "stages/000_trace.mlir", "stages/012_place.mlir"} <= there
     for name, digest in manifest["files"].items():
         assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
     assert (manifest["target"], manifest["stage"], manifest["format"]) == ("speck2b", "mapped", 1)
@@ -709,7 +709,7 @@ def test_load_refuses_half_a_folder(folder: Path) -> None:
     assert found == ["SNN072"] and "cut short" in said
 
 
-FILES = ["weights.safetensors", "config.json", "run.py", "stages/000_trace.mlir", "stages/010_place.mlir"]
+FILES = ["weights.safetensors", "config.json", "run.py", "stages/000_trace.mlir", "stages/012_place.mlir"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -796,8 +796,8 @@ def test_load_refuses_garbage_that_is_signed(folder: Path) -> None:
     save_file(good, path)
     sign(folder, "weights.safetensors")
     snncc.load(folder)
-    (folder / "stages/010_place.mlir").write_text("module {")
-    sign(folder, "stages/010_place.mlir")
+    (folder / "stages/012_place.mlir").write_text("module {")
+    sign(folder, "stages/012_place.mlir")
     with pytest.raises(InputError):
         snncc.load(folder)
 

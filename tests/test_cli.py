@@ -187,21 +187,24 @@ def test_weights_and_options(capsys: Captured, tmp_path: Path) -> None:
 
 def test_check(capsys: Captured) -> None:
     status, out, err = run(capsys, "check", "model.py:make_model", "--input-shape", "1,8,8", "--target", "speck2b")
-    assert (status, out) == (
-        0, "nothing stands in the way of speck2b (as far as that can be told without calibration data)\n",
-    )  # fmt: skip
+    table, _, said = out.removesuffix("\n").rpartition("\n")
+    assert status == 0
+    assert said == "nothing stands in the way of speck2b (as far as that can be told without calibration data)"
+    assert "layers on speck2b" in table and "cores 5-6" in table and "fits" in table
     assert "SNN020" in err
     status, out, _ = run(capsys, "check", "model.py:make_model", "--calibration", "x.npz", "--target", "speck2b")
-    assert (status, out) == (0, "nothing stands in the way of speck2b\n")
+    assert status == 0 and out.endswith("\nnothing stands in the way of speck2b\n")
     status, answer = ask(capsys, "check", "model.py:make_model", "--calibration", "x.npy", "--bias", "keep")
-    assert (status, answer) == (0, {"ok": True, "diagnostics": []})
+    assert (status, answer) == (0, {"ok": True, "diagnostics": [], "layers": []})
+    status, answer = ask(capsys, "check", "model.py:make_model", "--calibration", "x.npy", "--target", "speck2b")
+    assert status == 0 and len(answer["layers"][0]["holds"]) == 9 and answer["layers"][0]["cores"] == [0]
 
 
 def test_check_fails(capsys: Captured) -> None:
     (line,) = (i for i, text in enumerate(MODEL.splitlines()) if "# not on the chip" in text)
     arguments = ["check", "model.py:make_large", "--input-shape", "1,8,8", "--target", "speck2b"]
     status, out, err = run(capsys, *arguments)
-    assert (status, out) == (1, "")
+    assert status == 1 and "nothing stands in the way" not in out
     assert "error[SNN031]" in err and f"model.py:{line + 1}" in err and "# not on the chip" in err
     status, answer = ask(capsys, *arguments)
     assert (status, answer["ok"]) == (1, False)
@@ -319,15 +322,15 @@ def test_dump_after(capsys: Captured) -> None:
     assert parse(run(capsys, *DUMP, "--after", "trace")[1]).stage == "ann"
     status, everything = ask(capsys, *DUMP, "--print-after-all")
     labels = [each["label"].partition("{")[0] for each in everything]
-    assert status == 0 and labels[0] == "trace" and labels[-1] == "place" and len(labels) == 11
+    assert status == 0 and labels[0] == "trace" and labels[-1] == "place" and len(labels) == 13
     for each in everything:
         parse(each["text"])
     _, changed = ask(capsys, *DUMP, "--print-after-all", "--only-changed")
-    assert {"canonicalize", "check-limits", "check-bias"} == {
+    assert {"canonicalize", "check-limits", "check-bias", "fuse-linear", "insert-relays"} == {
         each["label"].partition("{")[0] for each in everything
     } - {each["label"].partition("{")[0] for each in changed}
     banners = run(capsys, *DUMP, "--print-after-all")[1].count("// -----")
-    assert banners == 11
+    assert banners == 13
     said = fails(capsys, *DUMP, "--after", "optimise")
     assert "SNN070" in said and "there is no pass 'optimise'" in said and "lower-activations" in said
 
