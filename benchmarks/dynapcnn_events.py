@@ -26,6 +26,7 @@ from torch import nn
 
 import snncc
 from snncc.engine.compare import differences, same_class
+from snncc.ir.types import per_channel
 from snncc.targets.dynapcnn.config import from_json
 from snncc.targets.dynapcnn.events import EventRun, Order, simulate
 
@@ -67,6 +68,7 @@ def measure(
     step = model.simulate(x, record="spikes")
     (encoded,) = (node.name for node in model.graph.nodes if node.op.mnemonic == "encode")
     simulate(config, (step.spikes[encoded][:, :1],))  # compiles
+    unit = model.graph[model.graph.outputs[0]].type.unit  # what a spike of each class is worth
     found: dict[str, Any] = {"timesteps": timesteps, "step-wise": correct(step.output, labels)}
     for order in ORDERS:
         seconds = []
@@ -74,11 +76,12 @@ def measure(
             begin = time.perf_counter()
             run = simulate(config, (step.spikes[encoded],), order)
             seconds.append(time.perf_counter() - begin)
-        found[order] = {"accuracy": correct(run.outputs[0], labels), **speed(run, statistics.median(seconds))}
+        scores = per_channel(unit, model.graph.store, 1) * run.outputs[0].reshape(len(x), -1)
+        found[order] = {"accuracy": correct(scores, labels), **speed(run, statistics.median(seconds))}
         if order == ORDERS[0]:
             spikes = {row["layer"]: step.spikes[row["neuron"]].sum(0, dtype=np.int64) for row in model.report}
             found["layers"] = differences(spikes, run.counts)
-            found["same class"] = 100 * float(same_class(step.output, run.outputs[0]).mean())
+            found["same class"] = 100 * float(same_class(step.output, scores).mean())
     return found
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from zoo import SEQUENTIAL_ZOO, ZOO, build, example_input, random_model, resnet152
+from zoo import GRAPH_ZOO, SEQUENTIAL_ZOO, ZOO, build, example_input, random_model, resnet152
 
+EVERY = ZOO | SEQUENTIAL_ZOO | GRAPH_ZOO
 ACTIVATIONS = {"relu", "relu_", "relu6", "clamp", "hardtanh", "hardtanh_"}
 
 
@@ -31,10 +32,11 @@ class Watch(TorchFunctionMode):
 
 def check_alive(model: nn.Module, x: Tensor, spread: float = 0.05) -> list[Tensor]:
     with torch.no_grad(), Watch() as watch:
-        out = model(x)
-    assert out.shape[0] == len(x) and out.isfinite().all()
-    assert out.abs().max() < 50
-    assert out.std(0).mean() > spread, "the output hardly depends on the input"
+        found = model(x)
+    for out in found if isinstance(found, tuple) else (found,):
+        assert out.shape[0] == len(x) and out.isfinite().all()
+        assert out.abs().max() < 50
+        assert out.std(0).mean() > spread, "the output hardly depends on the input"
     assert watch.seen
     for i, activation in enumerate(watch.seen):
         zero = (activation == 0).double().mean()
@@ -42,9 +44,9 @@ def check_alive(model: nn.Module, x: Tensor, spread: float = 0.05) -> list[Tenso
     return watch.seen
 
 
-@pytest.mark.parametrize("name", [*ZOO, *SEQUENTIAL_ZOO])
+@pytest.mark.parametrize("name", EVERY)
 def test_alive(name: str) -> None:
-    spec = (ZOO | SEQUENTIAL_ZOO)[name]
+    spec = EVERY[name]
     model = build(name)
     assert not model.training
     seen = check_alive(model, example_input(spec.input_shape, 8, seed=1))
@@ -52,16 +54,16 @@ def test_alive(name: str) -> None:
         assert any((a == 6).any() for a in seen), "no activation reaches ReLU6's cap"
 
 
-@pytest.mark.parametrize("name", [*ZOO, *SEQUENTIAL_ZOO])
+@pytest.mark.parametrize("name", EVERY)
 def test_same_seed_same_network(name: str) -> None:
     one, same, other = (build(name, seed).state_dict() for seed in (3, 3, 4))
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert not all(torch.equal(one[k], other[k]) for k in one)
 
 
-@pytest.mark.parametrize("name", [*ZOO, *SEQUENTIAL_ZOO])
+@pytest.mark.parametrize("name", EVERY)
 def test_batch_norms_are_not_trivial(name: str) -> None:
-    gain = (ZOO | SEQUENTIAL_ZOO)[name].gain
+    gain = EVERY[name].gain
     for norm in build(name).modules():
         if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
             assert norm.running_mean is not None and norm.running_var is not None

@@ -75,7 +75,7 @@ class Dynapcnn(Target):
         bias, fold = CheckBias(options.bias), options.bias == "fold"
         # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does a part
         # of that (benchmarks/dynapcnn_events.py).
-        v0 = 0.25 if options.v0 is None else options.v0
+        v0 = 0.125 if options.v0 is None else options.v0
         encoding = options.encoding or ("rate" if options.sensor is None else "spikes")
         place = self.place(options)
         return [
