@@ -28,12 +28,12 @@ import torch
 from dynapcnn_networks import CHAINS, build, digest, inputs
 from peers import interpreter
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
 import snncc
 from snncc import sdk
+from snncc.console import console
 
 OPTIONS: dict[str, Any] = {"bias": "keep", "timesteps": 32}
 
@@ -133,7 +133,7 @@ def show(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     for row in rows.values():
         times = (f"{1e3 * row[key]:.1f}" if key in row else "-" for key in columns.values())
         table.add_row(row["about"], *times, f"{row['ratio']:.2f}", f"{row['best_ratio']:.2f}")
-    console = Console()
+    console = console()
     console.print(table)
     for row in rows.values():
         console.print(f"samna 0.7.1.0 on {row['about']}: sinabs {row['samna']['sinabs']}, ours {row['samna']['ours']}")

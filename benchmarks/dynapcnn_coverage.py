@@ -26,11 +26,11 @@ import torch
 from dynapcnn_networks import CASES, SAMPLES, TIMESTEPS, build, inputs, relative_error
 from peers import interpreter
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 import snncc
+from snncc.console import console
 from snncc.ir import SnnccError
 from snncc.ir.diagnostics import errors
 
@@ -123,7 +123,7 @@ def main() -> int:
         table.add_column(column, overflow="fold")
     for name, answers in found.items():
         table.add_row(escape(f"{name}: {CASES[name].about}"), *(answer.text for answer in answers.values()))
-    Console().print(table)
+    console().print(table)
     for side in ("sinabs", "ours"):
         verdicts = [answers[side].verdict for answers in found.values()]
         print(f"{side}: " + ", ".join(f"{verdicts.count(v)} {v}" for v in ("valid", "refused", "wrong")))

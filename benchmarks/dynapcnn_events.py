@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 import torch
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file
 from torch import nn
 
 import snncc
+from snncc.console import console
 from snncc.engine.compare import differences, same_class
 from snncc.ir.types import per_channel
 from snncc.targets.dynapcnn.config import from_json
@@ -114,7 +114,7 @@ def main() -> None:
         network = correct(net(torch.from_numpy(x)).numpy(), labels)
     found = [measure(net, train[:256], x, labels, timesteps, options.repeat) for timesteps in options.timesteps]
 
-    out = Console()
+    out = console()
     table = Table(title=f"{len(x):,} images; PyTorch {network:.1f} %", box=box.SIMPLE_HEAD, title_justify="left")
     for name in ("T", "simulation", "accuracy", "events/s", "synops/s", "events", "synops"):
         table.add_column(name, justify="left" if name == "simulation" else "right")

@@ -240,6 +240,15 @@ def downsample(self: Any, x: Tensor) -> Tensor:
     return self.head(torch.relu(self.c(torch.relu(self.b(x))) + self.d(x)).flatten(1))
 
 
+def odd_rows(self: Any, x: Tensor) -> Tensor:
+    x = torch.relu(self.a(x))
+    return torch.relu(self.c(torch.relu(self.b(x))) + x[:, :, 1::2, 1::2])
+
+
+def beside_the_input(self: Any, x: Tensor) -> Tensor:
+    return torch.relu(self.b(torch.cat([torch.relu(self.a(x)), x], 1)))
+
+
 def three_readers(self: Any, x: Tensor) -> Tensor:
     x = torch.relu(self.a(x))
     return self.head(torch.cat([torch.relu(f(x)) for f in (self.b, self.c, self.d)], 1).flatten(1))
@@ -371,6 +380,14 @@ ACCEPTED: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...], 
             downsample, a=C(1, 4, 1), b=C(4, 8, 3, 2, 1), c=C(8, 8, 3, 1, 1), d=C(4, 8, 1, 2), head=nn.Linear(128, 4)
         ),
         ((1, 8, 8),), "a core passes on every other row and column",
+    ),
+    "a shortcut of every other row, from the second on": (
+        lambda: Function(odd_rows, a=C(1, 4, 1), b=C(4, 4, 3, 2, 1), c=C(4, 4, 3, 1, 1)), ((1, 8, 8),),
+        "a core passes on those",
+    ),
+    "the input beside a layer": (
+        lambda: Function(beside_the_input, a=C(2, 4, 3, 1, 1), b=C(6, 3, 3)), ((2, 6, 6),),
+        "the host sends to both, or a core passes it on",
     ),
     "three readers": (
         lambda: Function(
@@ -549,6 +566,15 @@ def test_compile_says_each_once(what: str) -> None:
     assert expected[0] in {code for code, _ in said}
 
 
+def test_the_host_sends_beside_other_cores_where_it_may() -> None:
+    net, (x,) = seeded(ACCEPTED["the input beside a layer"][0]), inputs((2, 6, 6))
+    found = {}
+    for chip in "speck2b", "speck2f":
+        model = snncc.compile(net, chip, calibration=x, bias="keep")
+        found[chip] = len(written(model).cores), {d.code for d in model.diagnostics if "pass it on" in d.message}
+    assert found == {"speck2b": (3, {"SNN061"}), "speck2f": (2, set())}
+
+
 def test_several_at_once() -> None:
     """One compile lists everything, with every layer's own name."""
     net = Chain(
@@ -587,12 +613,16 @@ def test_a_layer_of_zeros() -> None:
 
 @pytest.mark.parametrize(
     ("layer", "shape", "words"),
-    [((64, 512, 3), (64, 4, 4), "272 of its 512 channels fit"), ((512, 10, 16), (512, 16, 16), "not even one of its")],
+    [
+        (plain(64, 512, 3), (64, 4, 4), "even split over all 9 cores, 272 of its 512 channels fit"),
+        (plain(512, 10, 16), (512, 16, 16), "not even one of its output channels fits"),
+        (plain(256, 256, 3, groups=256), (256, 4, 4), "its groups are expanded to a dense kernel"),
+    ],
 )
 def test_what_does_not_fit_even_when_split_says_how_much_does(
-    layer: tuple[int, int, int], shape: tuple[int, ...], words: str
+    layer: list[nn.Module], shape: tuple[int, ...], words: str
 ) -> None:
-    (found,) = refused(chain(plain(*layer)), shape)
+    (found,) = refused(chain(layer), shape)
     assert "the largest core has 65,536" in found.message and words in found.message
 
 

@@ -73,7 +73,7 @@ class Dynapcnn(Target):
         if bits > 8:
             raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
         bias, fold = CheckBias(options.bias), options.bias == "fold"
-        # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does a part
+        # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does much
         # of that (benchmarks/dynapcnn_events.py).
         v0 = 0.125 if options.v0 is None else options.v0
         encoding = options.encoding or ("rate" if options.sensor is None else "spikes")
