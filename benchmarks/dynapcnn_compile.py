@@ -133,10 +133,10 @@ def show(rows: dict[str, dict[str, Any]], options: argparse.Namespace) -> None:
     for row in rows.values():
         times = (f"{1e3 * row[key]:.1f}" if key in row else "-" for key in columns.values())
         table.add_row(row["about"], *times, f"{row['ratio']:.2f}", f"{row['best_ratio']:.2f}")
-    console = console()
-    console.print(table)
+    out = console()
+    out.print(table)
     for row in rows.values():
-        console.print(f"samna 0.7.1.0 on {row['about']}: sinabs {row['samna']['sinabs']}, ours {row['samna']['ours']}")
+        out.print(f"samna 0.7.1.0 on {row['about']}: sinabs {row['samna']['sinabs']}, ours {row['samna']['ours']}")
 
 
 if __name__ == "__main__":
