@@ -575,6 +575,26 @@ def test_the_host_sends_beside_other_cores_where_it_may() -> None:
     assert found == {"speck2b": (3, {"SNN061"}), "speck2f": (2, set())}
 
 
+def test_what_has_the_same_weights_meets_in_one_channel_where_it_may() -> None:
+    """A layer that is called twice has the same thresholds twice, and so has what reads the sum the same weights."""
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        return self.head((torch.relu(self.a(x)) + torch.relu(self.a(x))).flatten(1))
+
+    net, (x,) = seeded(lambda: Function(forward, a=C(1, 4, 1), head=nn.Linear(64, 3))), inputs((1, 4, 4))
+    for chip, channels in ("speck2b", 8), ("speck2f", 4):
+        model = snncc.compile(net, chip, calibration=x, bias="keep", threshold="max")
+        assert check_exact(model, x).cores[-1].input_shape == (channels, 4, 4)
+        check_close(model, net, x)
+
+
+def test_a_linear_layer_along_the_last_axis() -> None:
+    found = errors(
+        snncc.check(chain(nn.Linear(16, 3), nn.ReLU()).eval(), "speck2b", example_input=torch.rand(2, 2, 16))
+    )
+    assert [d.code for d in found] == ["SNN064"] and "along the last axis of (2, 3)" in found[0].message
+
+
 def test_several_at_once() -> None:
     """One compile lists everything, with every layer's own name."""
     net = Chain(
@@ -855,6 +875,15 @@ def test_the_readout_block(classes: int) -> None:
     np.testing.assert_array_equal(model.simulate(x, 8).output, plain_model.simulate(x, 8).output)
 
 
+def test_the_silent_channels_of_the_readout_take_memory_too() -> None:
+    """512 x 16 weights fit any core, 512 x 64 do not."""
+    net, (x,) = seeded(lambda: chain(conv(1, 512, 1), nn.Flatten(), nn.Linear(512, 15))), inputs((1, 1, 1))
+    for readout, words in (False, 512 * 16), (True, 512 * 64):
+        model = snncc.compile(net, "speck2f", calibration=x, bias="keep", readout=readout)
+        last = written(model).cores[-1]
+        assert last.memory[0] == words <= CHIPS["speck2f"].cores[last.index].kernel_words
+
+
 def test_the_readout_block_has_15_classes() -> None:
     net, (x,) = seeded(lambda: chain(conv(1, 2, 3), nn.Flatten(), nn.Linear(32, 16))), inputs((1, 6, 6))
     with pytest.raises(CompileError) as caught:
@@ -885,6 +914,11 @@ def test_an_edge_that_padding_brings_back_is_a_warning() -> None:
 def test_an_edge_out_of_reach_is_none(size: int, options: dict[str, Any]) -> None:
     """Without padding, without a remainder, or with a stride that steps over the edge."""
     assert edge(size, **options) == []
+
+
+def test_the_host_cuts_the_edge_itself() -> None:
+    net = chain(nn.AvgPool2d(2), plain(1, 4, 3, padding=1)).eval()
+    assert not [d for d in snncc.check(net, "speck2b", example_input=example_input((1, 7, 7), 2)) if d.code == "SNN053"]
 
 
 # --- generated ------------------------------------------------------------------------------------------------------

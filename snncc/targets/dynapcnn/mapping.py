@@ -286,7 +286,9 @@ class _Mapping:
         self.builder = Builder(graph)
         self.layers = {layer.sends: layer for layer in reader.layers}
         self.by_node = {name: layer for layer in reader.layers for name in layer.nodes}
+        self.split: dict[str, list[str]] = {}  # the neurons of each part of a layer that is in parts
         self.copies: dict[tuple[str, int | None, int], str] = {}  # relays by layer, part and number
+        self.parents: dict[tuple[str, int], int] = {}  # which relay of the layer each relay reads, -1: the layer
         self.via = {name: self._tree(name) for name in plan.relays}
 
     def run(self) -> Graph:
@@ -333,6 +335,7 @@ class _Mapping:
                 unit = self._some(node.type.unit, rows) if op.free_unit else None
                 x = self.builder.add(new, op, (x,), node.loc, unit, place)
             names.append(x)
+        self.split[layer.sends] = names
         self._add(layer.sends, ops.Concat(), tuple(names), layer.neuron.loc, self._place(tuple(names)))
 
     def _rows(self, op: ops.Op, rows: slice) -> ops.Op:
@@ -403,7 +406,6 @@ class _Mapping:
         room = self.options.chip.destinations
         exits = int(self.options.readout and name in self._ends())
         free = {-1: room - exits, **dict.fromkeys(range(count), room)}
-        self.parents = getattr(self, "parents", {})
         for relay in range(count):
             parent = next(p for p in (-1, *range(relay)) if free[p])
             self.parents[name, relay] = parent
@@ -427,7 +429,7 @@ class _Mapping:
             if parent >= 0:
                 x = self.copies[layer.sends, relay.part, parent]
             else:
-                x = layer.sends if relay.part is None else f"{layer.sends}.{relay.part}"
+                x = layer.sends if relay.part is None else self.split[layer.sends][relay.part]
             type, loc = self.builder.type(x), self.graph[layer.sends].loc
             one = self.graph.store.put("one", np.ones(type.shape[0], np.int8))
             place = f"{CORE}{relay.core}"
