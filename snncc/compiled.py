@@ -373,7 +373,8 @@ class CompiledModel:
         return None
 
     def _measure(self, most: int = 16) -> dict[str, dict[str, float]]:
-        if not self.sample or self.options.encoding == "spikes" or not self.graph.stage.spiking:
+        ready_made = any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in self.graph.nodes)
+        if not self.sample or ready_made or not self.graph.stage.spiking:
             return {}
         from snncc.engine import TorchEngine
 

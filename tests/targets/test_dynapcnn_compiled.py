@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from chipnets import graph_network
+from chipsim import run_chip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -216,3 +217,49 @@ def test_check_says_it_of_what_does_not_fit() -> None:
     ways = "with 64 instead of 512 output channels, or 8 instead of 64 input channels, or a kernel of 1 x 1 instead of"
     assert found.layers[0]["change"] == f"{ways} 3 x 3"
     assert found.layers[0]["change"] in next(d.hint for d in found if d.code == "SNN056")
+
+
+@pytest.mark.parametrize("cores", [(), (0, 0)])
+def test_cores_that_are_no_choice(cores: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match="one or more, each once"):
+        snncc.compile(build("chip_small"), "speck2b", calibration=example_input((1, 8, 8), 4), cores=cores)
+
+
+def test_what_the_readout_block_and_the_sensor_cannot_take_is_said_before_the_compile() -> None:
+    def refusals(model: nn.Module, **options: object) -> list[str]:
+        found = snncc.check(model, "speck2f", example_input=example_input((1, 8, 8)), **options)
+        return [d.message for d in found if d.severity == "error"]
+
+    wide = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 16)).eval()
+    assert refusals(wide, readout=True) == ["`linear_3.relu` has 16 classes, the readout block 15"]
+    assert refusals(build("chip_exits"), readout=True) == ["`late.relu`: a second output; the readout block takes one"]
+    (said,) = refusals(build("chip_mlp"), sensor="auto")
+    assert "the sensor only sends its pixels as they are" in said
+
+
+def test_a_network_on_the_sensor_has_a_report() -> None:
+    model = snncc.compile(build("chip_small"), "speck2b", calibration=example_input((1, 8, 8), 4), sensor="auto")
+    assert [row["core"] for row in model.report] == [0, 1]
+
+
+class Strided(nn.Module):
+    """The input is read with stride 2 beside a layer of stride 2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(1, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, padding=1)
+        self.c, self.head = nn.Conv2d(1, 4, 1, 2), nn.Linear(64, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.b(torch.relu(self.a(x))) + self.c(x)).flatten(1))
+
+
+def test_a_strided_shortcut_from_the_input() -> None:
+    torch.manual_seed(0)
+    model = snncc.compile(Strided().eval(), "speck2b", calibration=(x := example_input((1, 8, 8), 8)), timesteps=64)
+    done = model.simulate(x, record="spikes")
+    (encoded,) = (n.name for n in model.graph.nodes if isinstance(n.op, ops.Encode))
+    sent = run_chip(config(model), done.spikes[encoded])
+    for layer in Reader(model.graph, CHIPS["speck2b"]).layers:
+        ours = done.spikes[layer.sends]
+        np.testing.assert_array_equal(ours, sent[layer.name].reshape(ours.shape))

@@ -182,7 +182,7 @@ def searches(draw: st.DrawFn) -> Search:
 
     layers = pick(1, 2, 2, 3)
     kinds = [Core(pick(4, 8, 16, 32, 64), pick(8, 16, 64), pick(64, 64, 0)) for _ in range(pick(1, 2, 3))]
-    cores = [kinds[pick(*range(len(kinds)))] for _ in range(pick(2, 3, 4, 5, 6, 7 if layers < 3 else 6))]
+    cores = [kinds[pick(*range(len(kinds)))] for _ in range(pick(2, 3, 4, 5, 5, 6 if layers < 3 else 5))]
     demands = []
     for name in "abc"[:layers]:
         reads = draw(st.lists(st.sampled_from(["", *(d.name for d in demands)] * 2), min_size=1, max_size=4))
@@ -193,7 +193,7 @@ def searches(draw: st.DrawFn) -> Search:
     return search(demands, *cores, taken=taken, from_input=[None, 2][pick(0, 0, 1)])
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(searches())
 def test_brute_force(s: Search) -> None:
     check(s)

@@ -644,7 +644,10 @@ def _read_core(index: int, name: str, core: Json) -> CoreConfig:
         return (io["feature_count"], *_yx(io["size"]))
 
     def tensor(key: str, dtype: type[np.integer[Any]]) -> Integers:
-        read: Integers = np.array(core[key]["values"], dtype).reshape(*core[key]["dimensions"].values())
+        wide, legal = np.array(core[key]["values"], np.int64), np.iinfo(dtype)
+        if wide.size and not legal.min <= wide.min() <= wide.max() <= legal.max:  # older numpy would wrap it
+            raise OverflowError(f"{key} {wide.min()}..{wide.max()} out of bounds for {legal.dtype}")
+        read: Integers = wide.astype(dtype).reshape(*core[key]["dimensions"].values())
         if _tensor(read)["offsets"] != core[key]["offsets"]:
             raise ValueError(f"{name}: {key} in another order")
         return read

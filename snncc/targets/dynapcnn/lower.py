@@ -212,7 +212,7 @@ class Reader:
                 self.wires[node.name] = wires
             case ops.Concat() if op.axis == 0 and len({w.size for w in wires}) == 1:
                 self.wires[node.name] = wires
-            case ops.Slice() if len(wires) == 1 and wires[0].pooling == 1 and not wires[0].host:
+            case ops.Slice() if len(wires) == 1 and wires[0].pooling == 1:
                 self._pick(node, op, wires[0])
             case _:
                 self._other(node)

@@ -164,11 +164,39 @@ class CheckLimits(OnChip, Pass):
         if reader.layers and all(layer.fit for layer in reader.layers):
             self.plan(reader, context)
         if self.sensor is not None:
-            self._pixels(graph, context)
+            self._pixels(reader, context)
+        if self.readout:
+            self._classes(graph, context)
         return graph
 
-    def _pixels(self, graph: Graph, context: Context) -> None:
-        """Report an input that the sensor cannot be."""
+    def _classes(self, graph: Graph, context: Context) -> None:
+        """Report outputs that the readout block has no room for."""
+        block = self.chip.readout
+        if block is None:
+            return
+        for name in graph.outputs[1:]:
+            message = f"`{name}`: a second output; the readout block takes one"
+            context.report(Diagnostic("SNN061", message, graph[name].loc, hint="leave out readout"))
+        last = graph[graph.outputs[0]]
+        if (classes := last.type.shape[0]) > block.classes:
+            context.report(
+                Diagnostic(
+                    "SNN061", f"`{last.name}` has {classes} classes, the readout block {block.classes}", last.loc,
+                    Severity.ERROR, "leave out readout", block.classes, classes, "classes",
+                )
+            )  # fmt: skip
+
+    def _pixels(self, reader: Reader, context: Context) -> None:
+        """Report an input that the sensor cannot be, or that is read in a way that it cannot send."""
+        graph = reader.graph
+        shape = graph.inputs[0].type.shape
+        for layer in reader.layers:
+            hosts = [wire for wire in layer.wires if wire.host]
+            if hosts and (len(layer.wires) > 1 or hosts[0].pooling > 1 or hosts[0].shape != shape):
+                message = f"`{layer.name}`: reads the input pooled, flattened or beside other values; the sensor only "
+                message += "sends its pixels as they are"
+                hint = "start with a convolution that nothing stands in front of; the sensor itself can pool"
+                context.report(Diagnostic("SNN061", message, layer.node.loc, hint=hint))
         if len(graph.inputs) > 1:
             message = f"`{graph.inputs[1].name}`: a second input; the sensor is one"
             context.report(Diagnostic("SNN061", message, graph.inputs[1].loc))

@@ -57,6 +57,8 @@ class Dynapcnn(Target):
     def accept(self, options: Options) -> None:
         """Refuse what the chip cannot honour."""
         super().accept(options)
+        if options.cores is not None and len(set(options.cores)) != max(1, len(options.cores)):
+            raise input_error("SNN070", f"cores={options.cores!r}: name one or more, each once")
         for core in options.cores or ():
             if not 0 <= core < len(self.chip.cores):
                 last = len(self.chip.cores) - 1
