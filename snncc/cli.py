@@ -217,9 +217,9 @@ def _simulate(options: argparse.Namespace) -> int:
     if options.order:
         answer["step_by_step"] = apart = compiled.compare_events(x, options.timesteps, options.order)
         if not options.json:
-            from snncc.console import apart_table, console
+            from snncc.console import apart_table, console, power_table
 
-            console().print(apart_table(apart))
+            console().print(apart_table(apart), power_table(apart["power"]))
             del answer["step_by_step"]
     return _output(options, answer, done.output)
 

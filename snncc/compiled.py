@@ -145,12 +145,18 @@ class CompiledModel:
         totals = {name: int(n.sum()) for name, n in done.counts.items()}
         return Simulation(self.graph, steps, tuple(scores), dict(done.spikes), counts=totals, synops=dict(done.synops))
 
-    def compare_events(self, x: Any, timesteps: int | None = None, order: str = "depth-first") -> dict[str, Any]:
+    def compare_events(
+        self, x: Any, timesteps: int | None = None, order: str = "depth-first", timestep_us: int = 1000
+    ) -> dict[str, Any]:
         """How far the step-wise simulation and the one event by event are apart on real input.
+
+        Args:
+            timestep_us: the length of a time step on the chip, for the power.
 
         Returns:
             Plain data: ``layers``, a row for each layer's neurons (:func:`snncc.engine.compare.differences`);
-            ``same_class``, the part of the samples that get one class from both; ``timesteps``, ``samples``, ``order``.
+            ``same_class``, the part of the samples that get one class from both; ``timesteps``, ``samples``, ``order``;
+            ``power``, what the events' synaptic operations may cost by layer (``target.power``).
         """
         from snncc.engine.compare import differences, same_class
 
@@ -165,6 +171,7 @@ class CompiledModel:
             "samples": len(same),
             "same_class": float(same.mean()),
             "layers": differences(*sums),
+            "power": self.target.power(events.synops, events.timesteps * timestep_us * 1e-6),
         }
 
     def _scores(self, name: str, counts: Array, timesteps: int) -> Array:

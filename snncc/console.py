@@ -230,6 +230,25 @@ def apart_table(apart: dict[str, Any]) -> Table:
     return table
 
 
+def _plain(value: float) -> str:
+    """Three digits without an exponent."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def power_table(rows: list[dict[str, Any]]) -> Table:
+    """What a sample may cost (``CompiledModel.compare_events``, ``power``)."""
+    table = Table(title="power, an estimate", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    for name in ("layer", "synops", "share", "energy", "power"):
+        table.add_column(name, justify="left" if name == "layer" else "right")
+    for row in rows:
+        low, high = ({key: row[f"{key}_{end}"] for key in ("energy", "power")} for end in ("low", "high"))
+        energy, power = (f"{_plain(low[key])} to {_plain(high[key])}" for key in ("energy", "power"))
+        share = f"{100 * row['share']:.1f} %" if row["synops"] else ""
+        table.add_row(Text(row["layer"]), _short(row["synops"]), share, f"{energy} µJ", f"{power} mW")
+    table.caption = Text("\n".join(dict.fromkeys(row["source"] for row in rows if row["layer"] != "all")))
+    return table
+
+
 def targets_table(targets: Iterable[Target]) -> Table:
     """The known targets."""
     table = Table(box=box.SIMPLE_HEAD)

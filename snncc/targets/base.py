@@ -194,6 +194,15 @@ class Target(ABC):
         """
         raise input_error("SNN070", f"target {self.name} does not work event by event", "leave out order")
 
+    def power(self, synops: Mapping[str, Array], seconds: float) -> list[dict[str, Any]]:
+        """What samples may cost by published figures, as plain data; empty where there are none.
+
+        Args:
+            synops: of every layer, the synaptic operations of each sample (N,).
+            seconds: how long a sample takes.
+        """
+        return []
+
     def limits(self) -> dict[str, Any]:
         """The limits as plain data, for people and programs."""
         return {}

@@ -104,6 +104,10 @@ def test_events_and_steps_compared() -> None:
     assert 0 <= found["same_class"] <= 1
     assert [row["layer"] for row in found["layers"]] == [row["neuron"] for row in model.report]
     assert all(row["step"] and row["events"] and row["correlation"] > 0.5 for row in found["layers"])
+    assert [row["layer"] for row in found["power"]] == [*(row["layer"] for row in model.report), "at rest", "all"]
+    slow = model.compare_events(example_input((1, 28, 28), 4, seed=2), 16, timestep_us=10_000)["power"]
+    assert slow[0]["energy_low"] == found["power"][0]["energy_low"] > 0
+    assert slow[0]["power_low"] == pytest.approx(found["power"][0]["power_low"] / 10)
 
 
 def test_what_has_no_events() -> None:

@@ -27,6 +27,7 @@ from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
 from snncc.targets.dynapcnn.lower import Reader, to_config
 from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
 from snncc.targets.dynapcnn.placement import Plan, capacity
+from snncc.targets.dynapcnn.power import estimate
 from snncc.targets.dynapcnn.sensor import parse
 
 
@@ -163,6 +164,10 @@ class Dynapcnn(Target):
             {layer.name: run.synops[layer.name] for layer in reader.layers},
             sum(run.events.values(), np.zeros(1, np.int64)),
         )
+
+    def power(self, synops: Mapping[str, Array], seconds: float) -> list[dict[str, Any]]:
+        """An order of magnitude (:mod:`snncc.targets.dynapcnn.power` has the figures and their sources)."""
+        return estimate(synops, seconds)
 
     def limits(self) -> dict[str, Any]:
         """The chip's cores and legal values: lists, or ranges as their smallest and largest value."""
