@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from snncc.ir import ops
 from snncc.ir.types import per_channel
 from snncc.targets.dynapcnn import run
 from snncc.targets.dynapcnn.chips import CHIPS
+from snncc.targets.dynapcnn.config import with_own_biases
 from snncc.targets.dynapcnn.decode import read_writes
 from snncc.targets.dynapcnn.lower import Reader
 
@@ -89,22 +91,29 @@ def test_memory_writes_are_our_integers(samna: Samna) -> None:
             assert seed < 160, "too few of the generated networks are legal"
     assert 20 < chains < 60
     texts = [str(model.target.files(model.graph, model.options)["config.json"]) for model in models]
-    relays = 0
+    relays = hosted = 0
     for model, read in zip(models, samna.read_back(texts), strict=True):
         graph, chip = model.graph, CHIPS[model.target.name]
-        memories = read_writes(read["writes"], model.target.config(graph, model.options))  # type: ignore[attr-defined]
-        reader = Reader(graph, chip)
+        config = model.target.config(graph, model.options)  # type: ignore[attr-defined]
+        memories, reader = read_writes(read["writes"], config), Reader(graph, chip)
+        # Biases that the host gives are weights on the chip.
+        cores = (
+            replace(core, weights=memories[core.index].weights, biases=memories[core.index].biases)
+            for core in config.cores
+        )
+        written = {core.index: core for core in with_own_biases(replace(config, cores=tuple(cores))).cores}
+        hosted += bool(config.host_biases)
         assert memories.keys() == {layer.core for layer in reader.layers}
         for layer in reader.layers:
             op, neuron = layer.node.op, layer.neuron
             assert isinstance(op, ops.Weighted) and neuron is not None and isinstance(neuron.op, ops.If)
             held = memories[layer.core]
-            np.testing.assert_array_equal(held.weights, reader.kernel(layer))
-            np.testing.assert_array_equal(held.biases, 0 if op.bias is None else graph.value(op.bias))
+            np.testing.assert_array_equal(written[layer.core].weights, reader.kernel(layer))
+            np.testing.assert_array_equal(written[layer.core].biases, 0 if op.bias is None else graph.value(op.bias))
             v0 = np.asarray(per_channel(neuron.op.v0, graph.store, 3))
             np.testing.assert_array_equal(held.initial, np.broadcast_to(v0, layer.output))
             relays += ".relay" in neuron.name or ".slice" in neuron.name
-    assert relays  # the generator is worth its name
+    assert relays and hosted  # the generator is worth its name
 
 
 def test_validate(python: Path) -> None:
