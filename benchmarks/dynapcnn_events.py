@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import snncc
-from snncc.console import console
+from snncc.console import apart_table, console
 from snncc.engine.compare import differences, same_class
 from snncc.ir.types import per_channel
 from snncc.targets.dynapcnn.config import from_json
@@ -81,7 +81,7 @@ def measure(
         if order == ORDERS[0]:
             spikes = {row["layer"]: step.spikes[row["neuron"]].sum(0, dtype=np.int64) for row in model.report}
             found["layers"] = differences(spikes, run.counts)
-            found["same class"] = 100 * float(same_class(step.output, scores).mean())
+            found |= {"order": order, "samples": len(x), "same_class": float(same_class(step.output, scores).mean())}
     return found
 
 
@@ -128,16 +128,7 @@ def main() -> None:
     out.print(table)
     out.print("[dim]events and synops: of all layers, for an image[/dim]\n")
     for each in found:
-        title = f"T = {each['timesteps']}: step-wise and depth-first, {each['same class']:.1f} % of the classes agree"
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for name in ("layer", "step-wise", "events", "difference", "of", "correlation"):
-            table.add_column(name, justify="left" if name == "layer" else "right")
-        for row in each["layers"]:
-            correlation = "" if row["correlation"] is None else f"{row['correlation']:.3f}"
-            sums = (f"{row['step']:,}", f"{row['events']:,}")
-            table.add_row(row["layer"], *sums, f"{row['difference']:.3f}", f"{row['mean']:.3f}", correlation)
-        out.print(table)
-    out.print("[dim]all spikes of either simulation; by how many a neuron differs for an image, of how many[/dim]")
+        out.print(f"T = {each['timesteps']}", apart_table(each))
     if options.json:
         options.json.write_text(json.dumps({"images": len(x), "network": network, "runs": found}, indent=1) + "\n")
 

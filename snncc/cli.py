@@ -200,7 +200,8 @@ def _simulate(options: argparse.Namespace) -> int:
 
     compiled = load(options.folder)
     x = _array(options.input)
-    done = compiled.simulate(x, options.timesteps, progress=_progress(None), order=options.order)
+    record = "spikes" if options.order else None  # for the comparison
+    done = compiled.simulate(x, options.timesteps, record=record, progress=_progress(None), order=options.order)
     answer: dict[str, Any] = {
         "samples": len(done.output),
         "timesteps": done.timesteps,
@@ -215,7 +216,7 @@ def _simulate(options: argparse.Namespace) -> int:
             raise input_error("SNN074", f"labels must have shape ({len(done.output)},), got {labels.shape}")
         answer["accuracy"] = float((done.output.argmax(axis=1) == labels).mean())
     if options.order:
-        answer["step_by_step"] = apart = compiled.compare_events(x, options.timesteps, options.order)
+        answer["step_by_step"] = apart = compiled.compare_events(x, options.timesteps, options.order, events=done)
         if not options.json:
             from snncc.console import apart_table, console, power_table
 

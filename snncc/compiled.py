@@ -146,12 +146,18 @@ class CompiledModel:
         return Simulation(self.graph, steps, tuple(scores), dict(done.spikes), counts=totals, synops=dict(done.synops))
 
     def compare_events(
-        self, x: Any, timesteps: int | None = None, order: str = "depth-first", timestep_us: int = 1000
+        self,
+        x: Any,
+        timesteps: int | None = None,
+        order: str = "depth-first",
+        timestep_us: int = 1000,
+        events: Simulation | None = None,
     ) -> dict[str, Any]:
         """How far the step-wise simulation and the one event by event are apart on real input.
 
         Args:
             timestep_us: the length of a time step on the chip, for the power.
+            events: ``simulate(x, timesteps, order=order, record="spikes")``, where that was done already.
 
         Returns:
             Plain data: ``layers``, a row for each layer's neurons (:func:`snncc.engine.compare.differences`);
@@ -162,7 +168,7 @@ class CompiledModel:
 
         neurons = [n.name for n in self.graph.nodes if _is_neuron(n.op)]
         step = self.simulate(x, timesteps, record=neurons)
-        events = self.simulate(x, timesteps, record=neurons, order=order)
+        events = events or self.simulate(x, timesteps, record=neurons, order=order)
         sums = ({name: done.spikes[name].sum(axis=0, dtype=np.int64) for name in neurons} for done in (step, events))
         same = same_class(step.output, events.output)
         return {

@@ -62,6 +62,11 @@ class Term:
         return ONE if self.kernel is None else (self.kernel.shape[2], self.kernel.shape[3])
 
     @property
+    def plain(self) -> bool:
+        """Whether it only chooses channels: its map is the wire's."""
+        return self.kernel is None and self.stride == ONE and self.offset == (0, 0)
+
+    @property
     def dense(self) -> Array:
         """The kernel, (O, C, kh, kw)."""
         if self.kernel is not None:
@@ -187,7 +192,7 @@ class _Fusion:
         return (
             all(arg in self.plain for arg in node.args)
             and not any(form.layers for form in forms)
-            and all(t.kernel is None and t.stride == ONE and t.offset == (0, 0) for f in forms for t in f.terms)
+            and all(t.plain for f in forms for t in f.terms)
             and len({form.shape[1:] for form in forms if form.terms[0].wire.source not in self.loose}) <= 1
         )
 
@@ -257,8 +262,8 @@ class _Fusion:
             case ops.Slice() if not flat:
                 (c, y, x), (sc, sy, sx) = ((*v, *(d,) * (3 - len(v))) for v, d in ((op.start, 0), (op.step, 1)))
                 rows = np.arange(form.shape[0])[c : op.stop[0] : sc]
-                result = Form(as_map(node.type.shape), tuple(t.rows(rows) for t in form.terms), form.bias, form.layers)
-                result = replace(result, bias=None if form.bias is None else form.bias[rows])
+                bias = None if form.bias is None else form.bias[rows]
+                result = Form(as_map(node.type.shape), tuple(t.rows(rows) for t in form.terms), bias, form.layers)
                 return (_strided(result, (sy, sx), (y, x)),)
             case ops.Pad() if not flat and op.mode == "constant" and op.value == 0:
                 (c, y, x), (c_end, _, _) = ((*v, 0, 0)[:3] for v in (op.before, op.after))
@@ -282,8 +287,8 @@ class _Fusion:
         plain = plain and all(n // kh == m for n, m in zip(form.shape[1:], shape[1:], strict=True))
         for t in form.terms:
             pool = t.wire.pool * kh
-            whole = t.kernel is None and t.stride == ONE and t.offset == (0, 0) and t.shape[1:] == form.shape[1:]
-            if not (plain and whole and t.wire.step == ONE and pool in self.options.poolings):
+            whole = t.plain and t.wire.step == ONE and t.shape[1:] == form.shape[1:]
+            if not (plain and whole and pool in self.options.poolings):
                 terms = []
                 break
             terms.append(replace(t, wire=replace(t.wire, pool=pool), shape=(t.shape[0], *shape[1:])))
@@ -479,10 +484,7 @@ def _convolve(form: Form, weight: Array, stride: Pair, offset: Pair, dilation: P
     """A convolution of ``form`` with weight (O, M, kh, kw), windows from ``offset`` on. Raises Mixed."""
     reach = tuple((k - 1) * d + 1 for k, d in zip(weight.shape[2:], dilation, strict=True))
     _need_zeros(form, offset, (reach[0], reach[1]), stride, out)
-    if dilation != ONE:
-        spread = np.zeros((*weight.shape[:2], *reach), weight.dtype)
-        spread[:, :, :: dilation[0], :: dilation[1]] = weight
-        weight = spread
+    weight = _spread(weight, dilation)
     terms = []
     for t in form.terms:
         if t.kernel is None and t.select is not None:
@@ -648,8 +650,7 @@ def _is_copy(form: Form) -> bool:
     if len(form.terms) != 1 or form.bias is not None:
         return False
     (t,) = form.terms
-    same = t.select is not None and np.array_equal(t.select, np.arange(t.shape[0]))
-    return same and t.stride == ONE and t.offset == (0, 0) and t.shape == form.shape
+    return t.plain and t.shape == form.shape and np.array_equal(t.select, np.arange(t.shape[0]))  # type: ignore[arg-type]
 
 
 def _over_map(terms: Sequence[Term], shape: Shape) -> Array:

@@ -122,14 +122,12 @@ class Events:
         counts: of every neuron of the graph, its spikes (N, *shape).
         spikes: of those that were recorded, spikes in each time step (T, N, *shape).
         synops: of every layer of weights, its synaptic operations (N,).
-        events: all events that were processed, (N,).
     """
 
     outputs: tuple[Array, ...]
     counts: Mapping[str, Array]
     spikes: Mapping[str, Array]
     synops: Mapping[str, Array]
-    events: Array
 
 
 class Target(ABC):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from snncc import InputError
 from snncc.engine.compare import differences, same_class
-from snncc.targets.dynapcnn import events
+from snncc.targets.dynapcnn import events, run
 from snncc.targets.dynapcnn.chips import CHIPS
 from snncc.targets.dynapcnn.config import (
     Config,
@@ -321,6 +321,13 @@ def test_the_order_is_no_choice_where_all_ways_are_equally_long(seed: int) -> No
         np.testing.assert_array_equal(deep.spikes[name], single.spikes[name])
         if all(len(lengths) == 1 for lengths in level.values()):
             np.testing.assert_array_equal(deep.spikes[name], broad.spikes[name])
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 5), (1, 28, 28), (3, 7, 1), (1, 1, 1), (37,)])
+def test_the_runner_sends_in_the_same_order(shape: tuple[int, ...]) -> None:
+    """The emitted run.py stands alone, so it has the rule once more."""
+    expected = turn(shape)
+    assert events.host_order(shape).tolist() == run.host_order(np, shape).tolist() == expected
 
 
 def test_biases_that_the_host_gives() -> None:

@@ -14,7 +14,7 @@ from math import prod
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, ops
+from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
 from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array, per_channel
 from snncc.passes.fuse_linear import Shape, as_map, is_host_layout, ungrouped
@@ -282,7 +282,8 @@ class Reader:
         """Where in the core's input each wire's channels begin. Wires with the same weights can share theirs on a chip
         whose cores add up what comes to one place."""
         firsts, at, known = [], 0, dict[bytes, int]()
-        blocks = list(self._blocks(op, wires)) if self.chip.adds and len(wires) > 1 and _is_integer(self.graph) else []
+        integers = self.graph.stage in (Stage.INT, Stage.MAPPED)
+        blocks = list(self._blocks(op, wires)) if self.chip.adds and len(wires) > 1 and integers else []
         for i, wire in enumerate(wires):
             key = blocks[i].tobytes() if blocks else b""
             if blocks and key in known and not wire.host:
@@ -477,10 +478,6 @@ class Reader:
                 self._say("SNN061", node, "the output is an input as it is")
 
 
-def _is_integer(graph: Graph) -> bool:
-    return any(node.type.integer for node in graph.nodes)
-
-
 def demands(reader: Reader, readout: bool = False) -> list[Demand]:
     """What the layers ask of a placement. ``readout``: what is an output goes to the readout block, too."""
     found, graph = [], reader.graph
@@ -509,16 +506,17 @@ def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: b
     """
     reader = Reader(graph, chip)
     layers = {layer.sends: layer for layer in reader.layers}
+
     # Which of the network's neurons each core's are: a split layer is a concatenation of its parts.
-    watched = [
-        node.name for node in graph.nodes if node.name in graph.outputs or node.name in monitored(graph, monitor)
-    ]
-    monitors = []
-    for name in watched:
+    def tiles(name: str) -> Iterator[tuple[int, int]]:
         at = 0
         for wire in reader.wires[name]:
-            monitors.append(Monitor(name, layers[wire.source].core, at))
+            yield layers[wire.source].core, at
             at += wire.shape[0]
+
+    wanted = {*graph.outputs, *monitored(graph, monitor)}
+    watched = [node.name for node in graph.nodes if node.name in wanted]
+    monitors = [Monitor(name, core, first) for name in watched for core, first in tiles(name)]
     reads: dict[str, list[Destination]] = {name: [] for name in layers}
     routes = []
     index = {n.name: i for i, n in enumerate(graph.inputs)}
@@ -530,13 +528,8 @@ def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: b
                 )
             else:
                 reads[wire.source].append(Destination(layer.core, wire.pooling, first))
-    readouts = []
     step = chip.readout.step if readout and chip.readout else 1
-    for i, name in enumerate(graph.outputs):
-        at = 0
-        for wire in reader.wires[name]:
-            readouts.append(Readout(layers[wire.source].core, at, step, i))
-            at += wire.shape[0]
+    readouts = [Readout(core, first, step, i) for i, name in enumerate(graph.outputs) for core, first in tiles(name)]
     seen = {m.core for m in monitors} | {r.core for r in readouts}
     made = [
         _biased_by_host(reader, layer, _core(reader, layer, tuple(reads[layer.sends]), layer.core in seen), sensor)
@@ -606,41 +599,29 @@ def _core(reader: Reader, layer: Layer, destinations: tuple[Destination, ...], m
 MOST_BIAS_CHANNELS = 4  # biases up to four times a weight's range
 
 
-def bias_channels(reader: Reader, layer: Layer, biases: Array | None, sensor: Sensor | None) -> int:
-    """How many more channels the core gets for biases that the host sends: as many as 8-bit weights make the largest
-    bias of; 0 where the core's own clock has to add them, since not all that it reads comes from the host, or its
-    kernel memory has no room."""
-    if biases is None or not biases.any() or sensor is not None or not all(wire.host for wire in layer.wires):
-        return 0
-    count = -(-int(np.abs(biases).max()) // 127)
-    assert layer.fit is not None
-    channels, has = layer.input[0] + count, reader.chip.cores[layer.core]
-    fits = kernel_words(channels, layer.output[0], layer.fit.kernel) <= has.kernel_words
-    if count > MOST_BIAS_CHANNELS or channels not in reader.chip.features or not fits:
-        return 0
-    return count if all(tiles is not None for tiles in _both_tiles(layer)) else 0
-
-
-def _both_tiles(layer: Layer) -> list[tuple[slice, tuple[int, ...]] | None]:
-    """Along rows and columns, see _tiles."""
-    held = layer.fit
-    assert held is not None
-    return [
-        _tiles(layer.input[i], layer.output[i], held.kernel, held.stride[i - 1], held.padding[i - 1]) for i in (1, 2)
-    ]
-
-
 def _biased_by_host(
     reader: Reader, layer: Layer, core: CoreConfig, sensor: Sensor | None
 ) -> tuple[CoreConfig, HostBias | None]:
     """The core with its biases as weights of channels in which the host sends one event to every window: neurons fire
-    at events only, so a bias that the clock adds would wait for one."""
-    count = bias_channels(reader, layer, core.biases, sensor)
-    along_y, along_x = _both_tiles(layer)
-    if count == 0 or core.biases is None or along_y is None or along_x is None:
+    at events only, so a bias that the clock adds would wait for one.
+
+    As many channels as 8-bit weights make the largest bias of. The core's own clock stays where not all that it reads
+    comes from the host, or its kernel memory has no room.
+    """
+    if not core.leaks or core.biases is None or sensor is not None or not all(wire.host for wire in layer.wires):
+        return core, None
+    count, (channels, height, width) = -(-int(np.abs(core.biases).max()) // 127), core.input_shape
+    words = kernel_words(channels + count, core.output_shape[0], core.kernel)
+    most = reader.chip.cores[layer.core].kernel_words
+    if count > MOST_BIAS_CHANNELS or channels + count not in reader.chip.features or words > most:
+        return core, None
+    along_y, along_x = (
+        _tiles(core.input_shape[i + 1], core.output_shape[i + 1], core.kernel, core.stride[i], core.padding[i])
+        for i in (0, 1)
+    )
+    if along_y is None or along_x is None:
         return core, None
     (y_taps, rows), (x_taps, columns) = along_y, along_x
-    channels, height, width = core.input_shape
     parts = np.zeros((core.output_shape[0], count, core.kernel, core.kernel), np.int8)
     for i in range(count):  # floor((b + i) / n) for i < n add up to b
         parts[:, i, y_taps, x_taps] = ((core.biases.astype(np.int64) + i) // count)[:, None, None]

@@ -52,7 +52,7 @@ class OnChip:
         layers = {layer.sends: layer for layer in reader.layers}
         alone = [d for d in wanted if not search.options(d)]
         for d in alone:
-            context.report(_too_large(layers[d.name], reader.graph, search))
+            context.report(_too_large(layers[d.name], search))
         if len(wanted) > len(taken):
             extra = reader.layers[len(taken)]
             text = f"`{extra.name}`: layer {len(taken) + 1} of {len(wanted)}; each takes a core of its own"
@@ -71,7 +71,7 @@ class OnChip:
         return f"{self.name}{{chip={self.chip.name}{cores}}}"  # type: ignore[attr-defined]
 
 
-def _too_large(layer: Layer, graph: Graph, search: Search) -> Diagnostic:
+def _too_large(layer: Layer, search: Search) -> Diagnostic:
     """Why a layer fits no core, nor all of them together."""
     (demand,) = (d for d in search.demands if d.name == layer.sends)
     needs, left = demand.words(demand.channels), [search.chip.cores[i].words for i in search.cores]
@@ -220,7 +220,7 @@ class InsertRelays(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        wires = Reader(graph, self.chip).wires
+        wires, made = Reader(graph, self.chip).wires, dict[str, str]()  # the relays of what the host sends
 
         def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
             if isinstance(node.op, ops.Slice) and len(node.type.shape) == 3 and node.args[0] in wires:
@@ -229,29 +229,25 @@ class InsertRelays(Pass):
             if self.chip.adds or not isinstance(node.op, ops.Concat) or all(hosts) or not any(hosts):
                 return None
             relayed = [
-                self._input(builder, node, wires[old], new, context) if host and old in wires else new
+                self._input(builder, node, wires[old], new, made, context) if host and old in wires else new
                 for old, new, host in zip(node.args, args, hosts, strict=True)
             ]
             return builder.copy(node, tuple(relayed))
 
         return rebuild(graph, visit)
 
-    def _input(self, builder: Builder, node: Node, wires: tuple[Wire, ...], value: str, context: Context) -> str:
+    def _input(
+        self, builder: Builder, node: Node, wires: tuple[Wire, ...], value: str, made: dict[str, str], context: Context
+    ) -> str:
         """``value`` of the host through relays, its pooling behind them."""
         parts, rank = [], len(builder.type(value).shape)
         for wire in wires:
             text = f"`{wire.source}` is read beside spikes of cores, and {self.chip.name} needs a core to pass it on; "
             text += "of several spikes of one pixel in one time step, the step-wise simulation passes on one"
             context.report(Diagnostic("SNN061", text, node.loc, Severity.NOTE))
-            relay = f"{wire.source}.relay"
-            if relay not in builder.nodes:
-                shape, unit = builder.type(wire.source).shape, builder.type(wire.source).unit
-                one = builder.store.put("one", np.ones(shape[0], np.int8))
-                copy = builder.add(
-                    builder.unique(f"{wire.source}.copy"), ops.Affine(one), (wire.source,), node.loc, unit
-                )
-                builder.add(relay, ops.If(1, v_min=-1), (copy,), node.loc)
-            parts.append(arrives(builder, relay, wire, rank, node.loc))
+            if wire.source not in made:
+                made[wire.source] = relayed(builder, wire.source, node.loc)
+            parts.append(arrives(builder, made[wire.source], wire, rank, node.loc))
         if len(parts) == 1:
             return parts[0]
         return builder.add(builder.unique(f"{value}.relayed"), ops.Concat(), tuple(parts), node.loc)
@@ -265,6 +261,14 @@ def _sliced(builder: Builder, node: Node, op: ops.Slice, args: tuple[str, ...]) 
     conv = ops.Conv2d(weight, None, (sy, sx), groups=x.shape[0])
     one = builder.add(builder.unique(f"{node.name}.copy"), conv, args, node.loc, x.unit)
     return builder.add(node.name, ops.If(1, v_min=-1), (one,), node.loc)
+
+
+def relayed(builder: Builder, name: str, loc: Loc, place: str = "") -> str:
+    """The spikes ``name`` passed on by neurons of their own, each for each."""
+    x = builder.type(name)
+    one = builder.store.put("one", np.ones(x.shape[0], np.int8))
+    copy = builder.add(builder.unique(f"{name}.copy"), ops.Affine(one), (name,), loc, x.unit, place)
+    return builder.add(builder.unique(f"{name}.relay"), ops.If(1, v_min=-1), (copy,), loc, None, place)
 
 
 def arrives(builder: Builder, name: str, wire: Wire, rank: int, loc: Loc, place: str = "") -> str:
@@ -312,7 +316,6 @@ class _Mapping:
     def __init__(self, graph: Graph, reader: Reader, plan: Plan, options: OnChip) -> None:
         self.graph, self.reader, self.plan, self.options = graph, reader, plan, options
         self.builder = Builder(graph)
-        self.layers = {layer.sends: layer for layer in reader.layers}
         self.by_node = {name: layer for layer in reader.layers for name in layer.nodes}
         self.split: dict[str, list[str]] = {}  # the neurons of each part of a layer that is in parts
         self.copies: dict[tuple[str, int | None, int], str] = {}  # relays by layer, part and number
@@ -458,15 +461,8 @@ class _Mapping:
                 x = self.copies[layer.sends, relay.part, parent]
             else:
                 x = layer.sends if relay.part is None else self.split[layer.sends][relay.part]
-            type, loc = self.builder.type(x), self.graph[layer.sends].loc
-            one = self.graph.store.put("one", np.ones(type.shape[0], np.int8))
-            place = f"{CORE}{relay.core}"
-            name = self.builder.unique(f"{x}.copy")
-            copy = self.builder.add(name, ops.Affine(one), (x,), loc, type.unit, place)
-            fires = self.builder.unique(f"{x}.relay")
-            self.copies[layer.sends, relay.part, number] = self.builder.add(
-                fires, ops.If(1, v_min=-1), (copy,), loc, None, place
-            )
+            loc, place = self.graph[layer.sends].loc, f"{CORE}{relay.core}"
+            self.copies[layer.sends, relay.part, number] = relayed(self.builder, x, loc, place)
 
 
 def bound(graph: Graph, layer: Layer, timesteps: int) -> tuple[int, int] | None:

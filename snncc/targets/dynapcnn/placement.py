@@ -175,10 +175,13 @@ class Search:
 
     # --- the search ---
 
+    def plan(self) -> Plan | None:
+        """The best plan, if there is one."""
+        return self._best(self.demands, relays=True)
+
     def run(self) -> Plan | Conflict:
         """The best plan, or why there is none."""
-        plan = self._best(self.demands, relays=True)
-        if plan is not None:
+        if (plan := self.plan()) is not None:
             return plan
         for size in range(1, len(self.demands) + 1):
             for some in combinations(self.demands, size):

@@ -26,7 +26,7 @@ from snncc.targets.dynapcnn.chips import Chip
 from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
 from snncc.targets.dynapcnn.lower import Reader, to_config
 from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
-from snncc.targets.dynapcnn.placement import Plan, capacity
+from snncc.targets.dynapcnn.placement import capacity
 from snncc.targets.dynapcnn.power import estimate
 from snncc.targets.dynapcnn.sensor import parse
 
@@ -41,7 +41,7 @@ class Dynapcnn(Target):
         **dict.fromkeys(("monitor", "cores", "sensor", "readout")),
     }
     run_flags: ClassVar[Mapping[str, str]] = {
-        "device": "--device", "timestep_us": "--timestep-us", "record": "--record", "power": "--power",
+        "device": "--device", "timestep_us": "--timestep-us", "record": "--record",
     }  # fmt: skip
 
     @property
@@ -162,7 +162,6 @@ class Dynapcnn(Target):
             {name: gathered(run.counts, name, 1) for name in own},
             {name: gathered(run.spikes, name, 2) for name in record if name in own},
             {layer.name: run.synops[layer.name] for layer in reader.layers},
-            sum(run.events.values(), np.zeros(1, np.int64)),
         )
 
     def power(self, synops: Mapping[str, Array], seconds: float) -> list[dict[str, Any]]:
@@ -185,7 +184,7 @@ class Dynapcnn(Target):
         if not reader.layers or not all(layer.fit for layer in reader.layers):
             return []
         search = self.place(options).search(reader)
-        plan = search.run() if len(search.demands) <= len(search.cores) else None
+        plan = search.plan() if len(search.demands) <= len(search.cores) else None
         rows = []
         for layer, demand in zip(reader.layers, search.demands, strict=True):
             needs = dict(zip(("kernel", "neuron", "bias"), demand.words(demand.channels), strict=True))
@@ -196,7 +195,7 @@ class Dynapcnn(Target):
                     "channels": demand.channels,
                     **needs,
                     "holds": [capacity(demand, core) for core in self.chip.cores],
-                    "cores": [part.core for part in plan.parts[demand.name]] if isinstance(plan, Plan) else [],
+                    "cores": [part.core for part in plan.parts[demand.name]] if plan else [],
                     "change": changes(layer, self.chip),
                 }
             )
