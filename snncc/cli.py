@@ -82,6 +82,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
     sub.add_argument("--timestep-us", type=int, help="length of a time step on the board (1000)")
     sub.add_argument("--device", help="the board, in the vendor's words")
+    sub.add_argument("--executor", help="of Lynxi's: lynpy or onnxruntime")
+    sub.add_argument("--model", type=Path, help="of Lynxi's: the folder that its compiler wrote")
     sub.add_argument("--record", help="keep the spikes of these neurons (names with commas between), or `spikes`: all")
     sub.add_argument(
         "--hardware", action="store_true", default=None, help="not the vendor's simulation, where it has one"
@@ -121,6 +123,7 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--monitor", type=_names, help="layers whose spikes the chip reports, names with commas between")
     sub.add_argument("--cores", type=_numbers, help="cores that may be taken, numbers with commas between")
     sub.add_argument("--sensor", help="the chip's pixels as the input: auto, or words such as `pooling=2 mirror-x`")
+    sub.add_argument("--batch", type=int, help="samples that the emitted program takes at once, where it can")
     sub.add_argument("--readout", action="store_true", default=None, help="outputs go to the chip's readout block")
 
 
@@ -134,7 +137,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 OPTIONS = (
     "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
-    "weight_bits", "seed", "monitor", "cores", "sensor", "readout",
+    "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch",
 )  # fmt: skip
 
 
@@ -237,7 +240,7 @@ def _run(options: argparse.Namespace) -> int:
             said = "valid" if answer.valid else f"NOT VALID: {answer.message}"
             print(f"{options.folder}: {said} ({answer.version})")
         return int(not answer.valid)
-    names = ("device", "timestep_us", "record", "hardware")
+    names = ("device", "timestep_us", "record", "hardware", "executor", "model")
     asked = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     done = compiled.run(_array(options.input), options.timesteps, python=options.python, **asked)
     found: dict[str, Any] = {"samples": len(done.output), "timesteps": done.timesteps}

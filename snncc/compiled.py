@@ -40,6 +40,8 @@ from snncc.passes.base import Progress, StageRecord
 from snncc.targets.base import Options, Target
 
 if TYPE_CHECKING:
+    import torch
+
     from snncc.engine import Simulation
 
 FORMAT = 1  # of the folder; raised when an older reader would misread it
@@ -196,6 +198,19 @@ class CompiledModel:
             coded.append(x[0] if constant else x)
         return coded
 
+    def modules(self, stage: str | None = None) -> torch.nn.Module:
+        """The network as a plain torch module, of what the hardware's own compiler takes: the one that is written.
+
+        Args:
+            stage: "snn" for the network in float, with its own weights; by default the last, which equals
+                :meth:`simulate` spike for spike.
+
+        Raises:
+            InputError: the target is not given torch modules.
+        """
+        module: torch.nn.Module = self.target.modules(self._stage(stage), self.options)
+        return module
+
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
         its rates tend to."""
@@ -280,7 +295,8 @@ class CompiledModel:
                 if wanted is True:
                     arguments.append(flags[key])
                 elif wanted is not None and wanted is not False:
-                    arguments += [flags[key], str(wanted)]
+                    path = isinstance(wanted, os.PathLike)  # the runner works in a folder of its own
+                    arguments += [flags[key], str(Path(wanted).absolute() if path else wanted)]
             self._emitted(folder, python, *arguments)
             with np.load(folder / "output.npz", allow_pickle=False) as file:
                 counts = [file[f"counts{i}"].astype(np.float64) for i in range(len(self.graph.outputs))]
@@ -396,6 +412,7 @@ class CompiledModel:
         neurons = {n.name for n in self.graph.nodes if n.type.domain in (Domain.SPIKE, Domain.MESSAGE)}
         neurons = {name for name in neurons if name in folded.by_name and isinstance(folded[name].op, ops.Activation)}
         done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
+        own = self.target.measured(self.graph, self.options, xs)
         exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
         table: dict[str, dict[str, float]] = {}
         for node in self.graph.nodes:
@@ -415,7 +432,7 @@ class CompiledModel:
                 mean = real(self.graph, neuron, sent.sum(axis=0) if changes else sent.mean(axis=0))
                 norm = float(np.linalg.norm(exact[neuron]))
                 row["error"] = float(np.linalg.norm(mean - exact[neuron])) / norm if norm else 0.0
-            table[node.name] = row
+            table[node.name] = row | own.get(self._neuron(node.name) or "", {})
         return table
 
     # --- the folder ---
@@ -503,7 +520,7 @@ class CompiledModel:
 
 def _is_neuron(op: ops.Op) -> bool:
     """Whether the operation stands for an activation of the network."""
-    return isinstance(op, ops.If | loihi.CubaLif | loihi.AtrLif | loihi.SigmaDelta)
+    return isinstance(op, ops.If | ops.Lif | loihi.CubaLif | loihi.AtrLif | loihi.SigmaDelta)
 
 
 def _write_files(folder: Path, files: dict[str, str | bytes]) -> None:

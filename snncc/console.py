@@ -87,6 +87,7 @@ def report_table(compiled: CompiledModel, width: int | None = None) -> Table:
         ),
         ("rate", "right", lambda r: f"{r['rate']:.3f}" if "rate" in r else ""),
         ("synops", "right", lambda r: _short(r["synops"]) if "synops" in r else ""),
+        ("fp16", "right", lambda r: f"{100 * r['fp16_differs']:.2g} %" if "fp16_differs" in r else ""),
         ("error", "right", lambda r: f"{100 * r['error']:.1f} %" if "error" in r else ""),
     ]
     cells = [(name, justify, [cell(row) for row in rows]) for name, justify, cell in columns]
@@ -123,7 +124,10 @@ def core_table(compiled: CompiledModel, width: int | None = None) -> Table | Non
     its cores; None for a target without cores. Where ``width`` is small, without bars."""
     cores = compiled.target.limits().get("cores")
     if not cores:
-        return partition_table(compiled.mapping, width) if "populations" in compiled.mapping else None
+        mapping = compiled.mapping
+        if "tensors" in mapping:
+            return size_table(mapping, compiled.target)
+        return partition_table(mapping, width) if "populations" in mapping else None
     rows = {row["core"]: row for row in compiled.report if "core" in row}
     full = BAR if width is None or width >= 100 else 0
     table = Table(title=f"cores of {compiled.target.name}", box=box.SIMPLE_HEAD, title_justify="left")
@@ -138,6 +142,25 @@ def core_table(compiled: CompiledModel, width: int | None = None) -> Table | Non
             for m in ("kernel", "neuron", "bias")
         ]
         table.add_row(str(i), Text(used.get("layer", "-"), style="" if used else "dim"), *bars)
+    return table
+
+
+def size_table(mapping: dict[str, Any], target: Target) -> Table:
+    """A whole network against one chip that is not divided into cores."""
+    limits = target.limits()
+    table = Table(title=f"one chip of {target.name}", box=box.SIMPLE_HEAD, title_justify="left")
+    for name in ("", "needed", "of a dense network's"):
+        table.add_column(name, justify="right" if name == "needed" else "left")
+    for what in ("neurons", "synapses"):
+        part = mapping[f"{what}_used"]
+        table.add_row(what, f"{mapping[what]:,}", _filled(part, f"{limits[what]:,} ({part:.1%})"))
+    largest = max(mapping["tensors"], key=lambda t: int(t["bytes"]))
+    table.add_row("weights", f"{_short(mapping['weight_bytes'])}B", "")
+    table.add_row("states", f"{_short(mapping['state_bytes'])}B", "")
+    table.add_row("largest tensor", f"{_short(largest['bytes'])}B", Text(f"{largest['name']} {largest['shape']}"))
+    table.add_row("per step", _short(mapping["operations_per_step"]), "multiplications")
+    table.caption = f"{mapping['form']}, T = {mapping['timesteps']}, batch {mapping['batch']}: {mapping['claim']}"
+    table.caption_justify = "left"
     return table
 
 

@@ -1,4 +1,4 @@
-"""Builds and finds the vendors' Python environments: `python -m snncc.sdk build samna lava-nc lava`.
+"""Builds and finds the vendors' Python environments: `python -m snncc.sdk build samna onnxruntime tvm lava-nc lava`.
 
 A vendor's SDK needs a Python and packages that exclude the compiler's own, so each gets a virtual environment under a
 cache folder outside the checkout (`SNNCC_CACHE`, else `$XDG_CACHE_HOME/snncc`, else `~/.cache/snncc`). Standard library
@@ -43,6 +43,16 @@ class Environment:
         return self.folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 
 
+_ONNXRUNTIME = """
+coloredlogs==15.0.1 flatbuffers==25.12.19 humanfriendly==10.0 mpmath==1.3.0 numpy==2.2.6 onnxruntime==1.23.2
+packaging==26.4 protobuf==7.36.2 sympy==1.14.0
+"""
+
+_TVM = """
+apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.15.post2 ml-dtypes==0.6.0 numpy==2.2.6 onnx==1.23.2 packaging==26.4
+protobuf==7.36.2 typing-extensions==4.16.0
+"""
+
 # What `pip freeze` says after an install of lava-nc 0.10.0 and h5py.
 _LAVA_NC = """
 asteval==0.9.33 cloudpickle==3.1.2 h5py==3.16.0 joblib==1.6.0 lava-nc==0.10.0 networkx==2.8.7 numpy==1.26.4
@@ -74,6 +84,10 @@ ENVIRONMENTS: dict[str, Environment] = {
     for environment in (
         # samna declares no dependencies; numpy is for the emitted runner. The newer samna on PyPI are empty shells.
         Environment("samna", ("numpy==1.26.4", "samna==0.7.1.0"), ("numpy", "samna")),
+        # Where Lynxi's own runtime is not: its programs' ONNX step runs in the one, and TVM, which Lynxi's compiler
+        # descends from, compiles it in the other.
+        Environment("onnxruntime", tuple(_ONNXRUNTIME.split()), ("numpy", "onnxruntime")),
+        Environment("tvm", tuple(_TVM.split()), ("tvm.relax.frontend.onnx",)),
         Environment("lava-nc", tuple(_LAVA_NC.split()), ("h5py", "lava.proc.lif.process")),
         Environment(
             "lava",

@@ -49,6 +49,23 @@ def _if(op: ops.If, x: Tensor, timesteps: int, type: Type, params: Params) -> Re
     return y, v
 
 
+def _lif(op: ops.Lif, x: Tensor, timesteps: int, type: Type, params: Params) -> Result:
+    theta = params.channels(op.threshold, type, torch.float64).float()
+    decay = float(np.float32(op.decay))
+    v = torch.zeros_like(x[0], dtype=torch.float32)
+    y, fires = x.new_empty((timesteps, *x.shape[1:])), torch.empty_like(v, dtype=torch.bool)
+    for t, now in _inputs(x.float(), timesteps):
+        v += now
+        y[t] = torch.ge(v, theta, out=fires)
+        if op.reset == "zero":
+            v.masked_fill_(fires, 0.0)
+        else:
+            v -= fires * theta
+        if op.decay != 1:
+            v *= decay
+    return y, v
+
+
 def _current(x: Tensor) -> Tensor:
     """A synaptic sum in the state's least significant bits, within 24 of them."""
     size = _size(x)
@@ -174,6 +191,7 @@ def _delay(op: loihi.Delay, x: Tensor, timesteps: int, type: Type, params: Param
 
 NEURONS: dict[type[ops.Op], Callable[[Any, Tensor, int, Type, Params], Result]] = {
     ops.If: _if,
+    ops.Lif: _lif,
     loihi.CubaLif: _cuba_lif,
     loihi.AtrLif: _atr_lif,
     loihi.Delta: _delta,

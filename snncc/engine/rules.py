@@ -160,6 +160,7 @@ RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
     ops.Floor: lambda op, x, out, params: x.floor(),
     ops.Encode: _encode,
     ops.If: _transfer,
+    ops.Lif: lambda op, x, out, params: (x / params.channels(op.threshold, out, x.dtype)).clamp(0, 1),
     loihi.CubaLif: _cuba_lif,
     loihi.AtrLif: _atr_lif,
     loihi.Delta: lambda op, x, out, params: x * op.scale,

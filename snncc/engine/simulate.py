@@ -163,7 +163,7 @@ class _Steps:
             if self.final:
                 result.final[node.name] = state.double().numpy(force=True)
             return y
-        growing = isinstance(op, ops.MaxPool)
+        growing = isinstance(op, ops.MaxPool) and not op.each_step
         steps = self.timesteps if growing else max(map(len, xs))
         xs = [x.to(dtype).expand(steps, *x.shape[1:]) for x in xs]
         xs = [x.cumsum(0) for x in xs] if growing else xs
@@ -196,6 +196,8 @@ class _Steps:
         if isinstance(op, ops.If):
             v0, theta = (_largest(np.asarray(per_channel(v, store, 1))) for v in (op.v0, op.threshold))
             return max(v0, abs(op.v_min or 0)) + self.timesteps * (largest[0] + theta)
+        if isinstance(op, ops.Lif):
+            return largest[0]  # its potential is a float32 of its own
         if isinstance(op, ops.Pad):
             return max(largest[0], abs(op.value))
         if isinstance(op, ops.SumPool):

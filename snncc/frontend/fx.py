@@ -27,6 +27,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs, is_users, users_place
+from snncc.frontend.spiking import as_network, is_neuron, lower
 from snncc.frontend.torch_ops import LAYERS, TABLE, BatchSize, Entry, hint
 from snncc.ir import Diagnostic, Graph, Loc, Severity, Source
 from snncc.ir.diagnostics import errors
@@ -223,6 +224,9 @@ class Tracer(fx.Tracer):
         own = is_torchs(m)
         stack.append((self.paths.get(m, stack[-1][0] if stack else ""), m))
         try:
+            if is_neuron(m):  # a loop would hide behind its forward: its state goes from step to step
+                (x,) = (*args, *kwargs.values())
+                return TensorProxy(self.recorder.new(lower(m, self.recorder), x.value), self)
             if isinstance(m, torch.jit.ScriptModule) or (own and not isinstance(m, LAYERS)):
                 # A copy on the meta device, to learn the result's shape: the memo replaces the tensors.
                 memo: dict[int, Any] = {id(x): x.to("meta") for x in (*m.parameters(), *m.buffers())}
@@ -236,6 +240,9 @@ class Tracer(fx.Tracer):
             if isinstance(m, nn.Identity) and own:
                 result = TensorProxy(self.recorder.view(result.value, Identity()), self)
             return result
+        except Refused as refused:
+            why = self._problem(m, refused.code, refused.message, refused.hint)
+            return self._unknown(why, lambda x: x, args, kwargs)
         except _TORCH_ERRORS as error:
             if not own:
                 raise
@@ -559,7 +566,7 @@ def check_against(
         rtol: the largest deviation, relative to the largest output.
     """
     device = next((x.device for x in (*model.parameters(), *model.buffers())), None)
-    with untouched(model):
+    with untouched(model), as_network(model):
         try:
             # Copies: a model may change its input in place.
             outputs = pytree.tree_leaves(model(*(x.detach().clone().to(device or x.device) for x in xs)))

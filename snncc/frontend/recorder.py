@@ -107,6 +107,7 @@ class Recorder:
         self.reported: dict[Diagnostic, int] = {}  # and how many nodes there were at the time
         self.needed: set[str] = set()  # unknown nodes that Python asked about, whether or not an output needs them
         self.rounded: list[str] = []
+        self.neurons: set[nn.Module] = set()  # the spiking ones, each of which has one state
         self._stop = stop
         self._counts: dict[str, int] = {}
         named = [*model.named_parameters(), *model.named_buffers()]

@@ -551,7 +551,8 @@ class MaxPool(Stateful):
     """Maximum of a window of (C, H, W).
 
     Over time steps of spikes it is the maximum of the *counts so far*: it sends a spike whenever that maximum grows,
-    so the rate out is the largest rate in (a maximum of each step's spikes would be larger).
+    so the rate out is the largest rate in (a maximum of each step's spikes would be larger). ``each_step``: it is the
+    maximum of each step, as in networks that were trained with spikes.
     """
 
     kernel: Pair
@@ -559,6 +560,7 @@ class MaxPool(Stateful):
     padding: Pair = (0, 0)
     dilation: Pair = (1, 1)
     ceil_mode: bool = False
+    each_step: bool = False
     mnemonic: ClassVar[str] = "max_pool"
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
@@ -592,6 +594,8 @@ class MaxPool(Stateful):
         return np.zeros(())
 
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        if self.each_step:
+            return state, self.evaluate([x], type, store)
         state = np.broadcast_to(state, x.shape)
         now = state + x
         return now, self.evaluate([now], type, store) - self.evaluate([state], type, store)
@@ -752,10 +756,55 @@ class If(Stateful):
         return v, np.asarray(spikes * (1.0 if type.integer else theta * per_channel(self.gain, store, len(type.shape))))
 
 
+@dataclass(frozen=True)
+class Lif(Stateful):
+    """A spiking neuron of the user's own network, leaky integrate and fire: ``v += x``; a spike, worth 1, where
+    ``v >= threshold``; then ``v -= threshold`` (reset "subtract") or ``v = 0`` ("zero"); then ``v *= decay``. It starts
+    at 0, which is where the leak goes to.
+
+    Integrate and fire has the decay 1. What others write as a reset potential, an input that decays by ``1 / tau``, or
+    a leak before the input is this neuron as well: potentials count from the reset potential, and in multiples of tau.
+
+    Each of its operations is rounded to float32, in integer stages, too, as decays leave no whole numbers. So whoever
+    computes with IEEE numbers finds the same spikes.
+    """
+
+    threshold: PerChannel
+    decay: float = 1.0
+    reset: str = "subtract"
+    mnemonic: ClassVar[str] = "lif"
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        (x,) = args
+        _need(self.reset in ("subtract", "zero"), f"unknown reset {self.reset!r}; known: subtract, zero")
+        _need(0 < self.decay <= 1, f"the decay {self.decay} is not above 0 and at most 1")
+        theta = self.threshold
+        _need(not isinstance(theta, Param) or theta.shape == x.shape[:1], f"one value per channel for {x.shape}")
+        if not isinstance(theta, Param) or theta in store:
+            values = np.asarray(store[theta] if isinstance(theta, Param) else theta)
+            _need(bool(np.isfinite(values).all() and (values > 0).all()), "threshold is not positive and finite")
+        # Until inputs are encoded, nothing is a spike: stage ``ann`` shows the user's network.
+        return x if x.domain is Domain.REAL else replace(x, domain=Domain.SPIKE, unit=1.0)
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        # The rate that integrate and fire tends to; of a leak no bound is claimed.
+        return np.clip(xs[0] / per_channel(self.threshold, store, len(out.shape)), 0.0, 1.0)
+
+    def start(self, n: int, type: Type, store: Store) -> Array:
+        return np.zeros((n, *type.shape))
+
+    def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
+        theta = np.asarray(per_channel(self.threshold, store, len(type.shape))).astype(np.float32)
+        v = state.astype(np.float32) + x.astype(np.float32)
+        spikes = v >= theta
+        v = v - np.where(spikes, theta, np.float32(0)) if self.reset == "subtract" else np.where(spikes, 0, v)
+        return (v * np.float32(self.decay)).astype(np.float64), spikes.astype(np.float64)
+
+
 OPS: dict[str, type[Op]] = {
     op.mnemonic: op
     for op in (
         Input, Identity, Dropout, Reshape, Flatten, Pad, Slice, Concat, Add, Conv2d, Linear, Affine, BatchNorm, AvgPool,
-        AdaptiveAvgPool, SumPool, MaxPool, Relu, Clamp, QuantRelu, Floor, Encode, If,
+        AdaptiveAvgPool, SumPool, MaxPool, Relu, Clamp, QuantRelu, Floor, Encode, If, Lif,
     )
 }  # fmt: skip

@@ -30,13 +30,14 @@ class Spec:
 _SPIKING = frozenset(Domain)
 _SIGMA_DELTA = (loihi.Delta, loihi.SigmaDelta, loihi.Sigma)
 _LOIHI = (loihi.CubaLif, loihi.AtrLif, loihi.Delay)
-_INT = (*_SHAPES, *_LINEAR, ops.SumPool, ops.MaxPool, ops.Encode, ops.If, *_SIGMA_DELTA, *_LOIHI)
+_INT = (*_SHAPES, *_LINEAR, ops.SumPool, ops.MaxPool, ops.Encode, ops.If, ops.Lif, *_SIGMA_DELTA, *_LOIHI)
 SPECS: dict[Stage, Spec] = {
     Stage.ANN: Spec(
-        (*_FLOAT, *_ACTIVATIONS, ops.BatchNorm, ops.Identity, ops.Dropout, ops.Floor), frozenset({Domain.REAL})
+        (*_FLOAT, *_ACTIVATIONS, ops.BatchNorm, ops.Identity, ops.Dropout, ops.Floor, ops.Lif),
+        frozenset({Domain.REAL}),
     ),
-    Stage.FOLDED: Spec((*_FLOAT, *_ACTIVATIONS, ops.Floor), frozenset({Domain.REAL})),
-    Stage.SNN: Spec((*_FLOAT, ops.Encode, ops.If, *_SIGMA_DELTA), _SPIKING),
+    Stage.FOLDED: Spec((*_FLOAT, *_ACTIVATIONS, ops.Floor, ops.Lif), frozenset({Domain.REAL})),
+    Stage.SNN: Spec((*_FLOAT, ops.Encode, ops.If, ops.Lif, *_SIGMA_DELTA), _SPIKING),
     Stage.INT: Spec(_INT, _SPIKING, integer=True),
     Stage.MAPPED: Spec(_INT, _SPIKING, integer=True, placed=True),
 }

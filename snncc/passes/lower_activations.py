@@ -77,6 +77,8 @@ class LowerActivations(Pass):
         reset: "subtract" or "zero".
         v0: the initial potential in thresholds.
         v_min: floor of the potential in thresholds, or None.
+        spiking: whether the hardware takes networks that were trained with spiking neurons. They are left as they are,
+            and so is what their maxima are of: of each step.
     """
 
     encoding: str = "constant"
@@ -84,6 +86,7 @@ class LowerActivations(Pass):
     v0: float = 0.5
     v_min: float | None = None
     seed: int = 0
+    spiking: bool = False
     name: ClassVar[str] = "lower-activations"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     ensures: ClassVar[Stage] = Stage.SNN
@@ -94,12 +97,33 @@ class LowerActivations(Pass):
         return Relation.RATE if self.reset == "subtract" and self.v_min is None else Relation.LOSSY
 
     def run(self, graph: Graph, context: Context) -> Graph:
+        spiking = any(isinstance(node.op, ops.Lif) for node in graph.nodes)
+
         def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str:
             with units_fit(node, context):
-                new = self._lower(builder, node, args, context)
+                new = self._own(builder, node, args, context) if spiking else None
+                if new is None:
+                    new = self._lower(builder, node, args, context)
                 return builder.copy(node, args) if new is None else new
 
         return rebuild(graph, visit)
+
+    def _own(self, builder: Builder, node: Node, args: tuple[str, ...], context: Context) -> str | None:
+        """Of a network that has spiking neurons itself: what is not lowered as any other network's."""
+        if isinstance(node.op, ops.MaxPool):
+            return builder.copy(node, args, replace(node.op, each_step=True))
+        wrong = hint = ""
+        if isinstance(node.op, ops.Lif) and not self.spiking:
+            wrong, hint = (
+                "is a spiking neuron of the network itself, which this target does not take",
+                "target='lynxi' does",
+            )
+        elif isinstance(node.op, ops.Activation):
+            wrong = f"is an activation ({node.op.mnemonic}) in a network that has spiking neurons itself"
+            hint = "make it a spiking neuron, too, and train with it: it would have to be converted, they must not be"
+        if wrong:
+            context.report(Diagnostic("SNN035", f"`{node.name}` {wrong}", node.loc, hint=hint))
+        return None
 
     def _lower(self, builder: Builder, node: Node, args: tuple[str, ...], context: Context) -> str | None:
         op = node.op

@@ -28,7 +28,7 @@ from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
-NEURONS = (ops.If, SigmaDelta, Sigma)  # where currents end
+NEURONS = (ops.If, ops.Lif, SigmaDelta, Sigma)  # where currents end
 ACTIVE = 0.2  # the mean square of rates, by which roundings of weights add up: not all inputs are active
 CHUNK = 1 << 18  # weights that are handled at a time in float64
 
@@ -53,6 +53,10 @@ class Quantize(Pass):
         state_bits: of initial potentials; None: as biases.
         equalize: weigh the bits that weights lose to the channel whose weights are largest, in thresholds, against the
             resolution that this channel loses if its threshold is raised (cross-layer equalization).
+        significant: bits of weights and biases, from the highest that is not 0: what a floating-point number holds.
+        inner_max: what no sum may exceed in one step, by a bound, that only other layers read, without a neuron
+            between. Integers multiply from layer to layer, so what these have, the next ones lose.
+        resolution: thresholds are at most this, times the largest integer that their neuron's layers read.
         potentials: the lowest and highest potential, for hardware that fires event by event and adds biases on a clock:
             no more is reached, by a bound, in all time steps, if no weight is larger than the threshold.
     """
@@ -69,6 +73,9 @@ class Quantize(Pass):
     current_max: int | None = None
     state_bits: int | None = None
     equalize: bool = False
+    significant: int | None = None
+    inner_max: int | None = None
+    resolution: int | None = None
     potentials: tuple[int, int] | None = None
     name: ClassVar[str] = "quantize"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
@@ -132,7 +139,7 @@ def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
     others read, or that may pool such, too."""
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        if not isinstance(node.op, ops.Add | ops.If | SigmaDelta):
+        if not isinstance(node.op, ops.Add | ops.If | ops.Lif | SigmaDelta):
             return None
         scaled = []
         for old, new in zip(node.args, args, strict=True):
@@ -263,10 +270,11 @@ class Lowering:
         weights, biases = self._demands(group, shape[0])
         thetas, states = [], np.zeros(shape[0])
         for node in group.neurons:
-            assert isinstance(node.op, ops.If)
+            assert isinstance(node.op, ops.If | ops.Lif)
             factor = group.factor[node.args[0]]
             thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
-            states = np.maximum(states, np.abs(self._array(node.op.v0)) / factor)
+            if isinstance(node.op, ops.If):
+                states = np.maximum(states, np.abs(self._array(node.op.v0)) / factor)
         least = np.maximum(weights, states / limit(o.state_bits or o.bias_bits))
         if o.potentials is not None:
             least = np.maximum(least, self._reached(group, thetas, states))
@@ -276,6 +284,9 @@ class Lowering:
         least = np.maximum(least, biases / limit(o.bias_bits))
         if thetas:
             most_theta = min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
+            if o.resolution is not None:
+                weighted = [node for node in group.members if isinstance(node.op, ops.Weighted)]
+                most_theta = min(most_theta, o.resolution * int(max(self._most(node.args[0]) for node in weighted)))
             least = np.maximum(least, np.max(thetas, axis=0) / (most_theta // o.threshold_step * o.threshold_step))
             theta = min(thetas, key=lambda t: float(t.min()))
             most = theta / least * (1 + 1e-12)  # a rounding must not cost a step of K
@@ -287,6 +298,9 @@ class Lowering:
             group.threshold = max(np.floor(k / o.threshold_step), 1.0) * o.threshold_step
             unit = np.where(most >= group.threshold, theta / group.threshold, least)
         else:
+            inner = not group.factor.keys() & set(self.graph.outputs)
+            if (top := o.inner_max if inner else o.current_max) is not None:
+                least = np.maximum(least, self._sums(group, shape[0])[0] / top)
             unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
             if len(shape) == 2:  # a sequence of features: axis 0 is no channel
                 unit = np.full_like(unit, unit.max())
@@ -367,10 +381,14 @@ class Lowering:
         return currents, biases
 
     def _times(self, group: Group) -> dict[str, float]:
-        """How often an integer of each member is added into one that a neuron reads."""
+        """How often an integer of each member is added into one that a neuron reads; without neurons, anyone else."""
         times = dict.fromkeys(group.factor, 0.0)
-        for node in group.neurons:
-            times[node.args[0]] = 1.0
+        ends = [node.args[0] for node in group.neurons] or [
+            node.name
+            for node in group.members
+            if node.name in self.graph.outputs or any(u.name not in times for u in self.graph.users[node.name])
+        ]
+        times.update(dict.fromkeys(ends, 1.0))
         for node in reversed(group.members):
             for arg in node.args:
                 if arg in times:
@@ -386,8 +404,13 @@ class Lowering:
             assert isinstance(source, ops.Input)
             constant = node.op.method == "constant"
             return limit(self.options.input_bits) if constant else max(1.0, ceil(_peak(source) / node.op.unit))
-        if isinstance(node.op, ops.If):
+        if isinstance(node.op, ops.If | ops.Lif):
             return 1.0
+        built = self.builder.nodes[name].op if name in self.builder.nodes else None
+        if isinstance(built, ops.Weighted):
+            rows = np.abs(self.store[built.weight].astype(np.int64)).reshape(built.weight.shape[0], -1).sum(axis=1)
+            bias = 0 if built.bias is None else np.abs(self.store[built.bias].astype(np.int64))
+            return float((rows * self._most(node.args[0]) + bias).max())
         together = sum if isinstance(node.op, ops.Add) else max
         area = prod(node.op.kernel) if isinstance(node.op, ops.SumPool) else 1
         return area * together(self._most(arg) for arg in node.args)
@@ -439,7 +462,7 @@ class Lowering:
         step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
         clipped = False
         for rows, w in self._real_weights(node):
-            np.rint(np.divide(w, step[rows], out=w), out=w)
+            self._round(np.divide(w, step[rows], out=w))
             # Where the input's unit was rounded after this one was chosen (a group reads its own neurons' spikes).
             clipped |= bool(max(w.max(initial=0), -w.min(initial=0)) > most)
             integers[rows] = np.clip(w, -most, most, out=w)
@@ -450,10 +473,19 @@ class Lowering:
         weight = self.store.put(name, integers, copy=False)
         bias = None
         if op.bias is not None:
-            values = np.rint(self._real_bias(node) / s).astype(_int_dtype(self.options.bias_bits))
-            bias = self.store.put(op.bias.name, values)
+            values = self._real_bias(node) / s
+            self._round(values)
+            bias = self.store.put(op.bias.name, values.astype(_int_dtype(self.options.bias_bits)))
         unit = self._put_unit(node.name, s)
         self.builder.add(node.name, replace(op, weight=weight, bias=bias), node.args, node.loc, unit)
+
+    def _round(self, x: Array) -> None:
+        """Round to whole numbers, in place, and to as many significant bits as there are."""
+        np.rint(x, out=x)
+        if self.options.significant is not None:
+            mantissa, exponent = np.frexp(x)
+            np.rint(np.ldexp(mantissa, self.options.significant), out=mantissa)
+            np.ldexp(mantissa, exponent - self.options.significant, out=x)
 
     def _check_bits(self, node: Node, integers: Array) -> None:
         rows = integers.reshape(len(integers), -1)
@@ -477,7 +509,7 @@ class Lowering:
 
     def _neuron(self, node: Node) -> None:
         op = node.op
-        assert isinstance(op, ops.If)
+        assert isinstance(op, ops.If | ops.Lif)
         unit = self._array(self.builder.type(node.args[0]).unit)
         theta, group = self._array(op.threshold), self.groups[node.args[0]]
         k, rounding = np.maximum(np.rint(theta / unit), 1), 0.5001 * unit
@@ -499,12 +531,13 @@ class Lowering:
                 return int(value.flat[0])
             return self.store.put(f"{node.name}.{what}", value.astype(np.int32))
 
-        integer = replace(
-            op,
-            threshold=whole("threshold", k),
-            v0=whole("v0", np.rint(self._array(op.v0) / unit)),
-            v_min=self._floor(group) if op.v_min is None else int(np.ceil(op.v_min / unit.max())),
-        )
+        integer: ops.Op = replace(op, threshold=whole("threshold", k))
+        if isinstance(integer, ops.If):
+            integer = replace(
+                integer,
+                v0=whole("v0", np.rint(self._array(integer.v0) / unit)),
+                v_min=self._floor(group) if integer.v_min is None else int(np.ceil(integer.v_min / unit.max())),
+            )
         self.builder.add(node.name, integer, node.args, node.loc)
 
     def _pad(self, node: Node, op: ops.Pad) -> None:
@@ -572,6 +605,8 @@ def _check_growth(graph: Graph, context: Context) -> None:
         elif isinstance(op, ops.If):
             v0, theta = (_largest(store[v] if isinstance(v, Param) else v) for v in (op.v0, op.threshold))
             bound, inside = 1.0, v0 + context.timesteps * (x[0] + theta)
+        elif isinstance(op, ops.Lif):
+            bound = 1.0
         elif isinstance(op, ops.MaxPool):
             inside = x[0] * context.timesteps  # it compares sums over time
         if (found := max(bound, inside)) >= EXACT:

@@ -180,8 +180,9 @@ def _weighted(before: Graph, was: Node | None, after: Graph, node: Node, value: 
     old_weight, old_bias = real_weights(before, was) if was is not None else (np.ones_like(weight), np.zeros_like(bias))
     changes = np.abs(weight - old_weight), np.abs(bias - old_bias)
     if node.type.integer and not (was is not None and was.type.integer):
-        # What is off by more than half a step, rounding does not explain.
-        halves = (_HALF * step for step in _steps(after, node, weight))
+        # What is off by more than half a step, or the last bit of an fp16 number, rounding does not explain.
+        steps = zip(_steps(after, node, weight), (weight, bias), strict=True)
+        halves = (np.maximum(_HALF * step, 2.0**-11 * np.abs(value)) for step, value in steps)
         changes = tuple(map(np.minimum, changes, halves))  # type: ignore[assignment]
     store = after.store
     through = replace(op, weight=store.put("abs", np.abs(weight)), bias=None)

@@ -12,6 +12,7 @@ from snncc.targets.base import Options, Target
 from snncc.targets.dynapcnn.chips import CHIPS
 from snncc.targets.dynapcnn.target import Dynapcnn
 from snncc.targets.lava.target import Lava
+from snncc.targets.lynxi.target import Lynxi
 from snncc.targets.reference import Reference
 
 GROUP = "snncc.targets"
@@ -23,7 +24,7 @@ def all_targets() -> dict[str, Target]:
     Raises:
         InputError: a target of another package cannot be loaded, or has the name of one that is there already.
     """
-    own: list[Target] = [Reference(), Lava(), *map(Dynapcnn, CHIPS.values())]
+    own: list[Target] = [Reference(), Lava(), Lynxi(), *map(Dynapcnn, CHIPS.values())]
     found = {target.name: target for target in own}
     for entry in entry_points(group=GROUP):
         try:

@@ -38,6 +38,7 @@ class Options:
         cores: those that may be taken, by number; None: all.
         sensor: the chip's own sensor as the input, in the target's words, "auto" for what the input's shape asks for.
         readout: send the outputs to the chip's own readout block.
+        batch: samples that the emitted program takes at once.
     """
 
     timesteps: int = 32
@@ -56,6 +57,7 @@ class Options:
     cores: tuple[int, ...] | None = None
     sensor: str | None = None
     readout: bool = False
+    batch: int = 1
 
     def __post_init__(self) -> None:
         choices: dict[str, Sequence[str | None]] = {
@@ -65,7 +67,7 @@ class Options:
             "threshold": METHODS,
             "per": ("channel", "layer"),
             "neuron": ("if", "sigma-delta"),
-            "form": (None, "netx", "process"),
+            "form": (None, "netx", "process", "outer-loop", "unrolled"),
         }
         for name, known in choices.items():
             value = getattr(self, name)
@@ -77,6 +79,7 @@ class Options:
             "percentile": (float, 1e-3, 100),
             "v0": (float, -1e3, 1e3),
             "seed": (int, 0, (1 << 63) - 1),
+            "batch": (int, 1, 1 << 20),
             "weight_bits": (int, 2, 32),
         }
         if self.weight_bits is None:
@@ -144,6 +147,7 @@ class Target(ABC):
     summary: str
     takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
         "neuron": ("if",), "form": (None,), "monitor": ((),), "cores": (None,), "sensor": (None,), "readout": (False,),
+        "batch": (1,),
     }  # fmt: skip
     run_flags: ClassVar[Mapping[str, str]] = {}
 
@@ -201,6 +205,14 @@ class Target(ABC):
         """
         return []
 
+    def modules(self, graph: Graph, options: Options) -> Any:
+        """A spiking stage as a plain torch module, where hardware is given such.
+
+        Raises:
+            InputError: this is not given any.
+        """
+        raise input_error("SNN070", f"target {self.name} is not given torch modules", "target='lynxi' is")
+
     def limits(self) -> dict[str, Any]:
         """The limits as plain data, for people and programs."""
         return {}
@@ -211,6 +223,14 @@ class Target(ABC):
 
     def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """What nodes take of the hardware, for the report: by the name of the node that stands for the layer."""
+        return {}
+
+    def measured(self, graph: Graph, options: Options, xs: Sequence[Array]) -> dict[str, dict[str, Any]]:
+        """What only the hardware's own arithmetic shows, for the report: by the name of a neuron.
+
+        Args:
+            xs: some calibration samples of every input, (N, *shape).
+        """
         return {}
 
     def mapping(self, graph: Graph, options: Options) -> dict[str, Any]:

@@ -36,6 +36,8 @@ from snncc.passes.quantize import Quantize, QuantizeWeights
 from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
 from snncc.passes.relation import compare
 from snncc.passes.rewrite import Builder, rebuild
+from snncc.targets.base import Options
+from snncc.targets.lynxi.target import Lynxi
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ PIPELINES: dict[str, list[Pass]] = {
         LowerPooling(),
         QuantizeSigmaDelta(),
     ],
+    "fp16": Lynxi().passes(Options(timesteps=T)),
     "k-bit": [*HEAD, QuantizeWeights("k-bit", 4), QuantizeWeights("affine", 6), QuantizeWeights("step", step=0.05)],
 }
 # Networks that a pipeline refuses, with the code. This one pads behind a layer that has a bias, 2 * x - 1.

@@ -1,0 +1,152 @@
+"""What the chip's fp16 costs: the program with every result rounded to fp16, beside the same in float32.
+
+Inside an operation, a convolution's sum, say, float32 adds up; what leaves it is an fp16 number. Published is that
+neurons are computed and stored in 16-bit floating point (BIDL_doc_en, neuron_simulation_toolkit.rst), not how the
+chip's arithmetic units add up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from snncc.ir import Graph, ops
+from snncc.ir.encode import encode
+from snncc.ir.types import Array
+from snncc.targets.lynxi.lower import Program, lower
+
+if TYPE_CHECKING:
+    import torch
+
+
+SAMPLES = 16  # that are measured on
+WORK = 2 * 10**10  # multiplications that measuring may take: some ten seconds
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What fp16 changes.
+
+    Attributes:
+        spikes: of every neuron, the part of its spikes that come in one arithmetic and not in the other: of all
+            samples, steps and neurons.
+        same_class: the part of the samples whose largest output is the same; by sums over time.
+        overflow: neurons whose fp16 input was not finite.
+        outputs: in fp16, of each output the sum over time in the program's numbers, (N, *shape).
+    """
+
+    spikes: Mapping[str, float]
+    same_class: float
+    overflow: tuple[str, ...]
+    outputs: tuple[Array, ...]
+
+
+def compare(program: Program, xs: Sequence[Array], timesteps: int) -> Loss:
+    """Run a program of the form "outer-loop" in both arithmetics.
+
+    Args:
+        xs: whole numbers of every input, (T, N, *shape), or (1, N, *shape) of one that is the same in every step.
+        timesteps: T.
+    """
+    exact, rounded = (_run(program, xs, timesteps, precision) for precision in ("float32", "float16"))
+    spikes = {
+        name: float(np.mean([np.not_equal(a, b).mean() for a, b in zip(exact.spikes[name], other, strict=True)]))
+        for name, other in rounded.spikes.items()
+    }
+    first, second = (run.outputs[0].reshape(len(run.outputs[0]), -1).argmax(axis=1) for run in (exact, rounded))
+    return Loss(spikes, float((first == second).mean()), tuple(rounded.overflow), tuple(rounded.outputs))
+
+
+def measure(graph: Graph, xs: Sequence[Array], timesteps: int) -> tuple[int, Loss | None]:
+    """:func:`compare` on as many of the samples (N, *shape) as do not take long, and how many that are; None: not even
+    one, or the inputs are spikes of many time steps, which samples are not."""
+    ready_made = any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in graph.nodes)
+    work = 2 * timesteps * max(size(graph)["operations"], 1)
+    samples = 0 if ready_made else min(SAMPLES, len(xs[0]), WORK // work)
+    if not samples:
+        return 0, None
+    coded = encoded(graph, [x[:samples] for x in xs], timesteps)
+    return samples, compare(lower(graph, timesteps=timesteps), coded, timesteps)
+
+
+def encoded(graph: Graph, xs: list[Array], timesteps: int) -> list[Array]:
+    """The inputs in whole numbers, (T, N, *shape), or (1, N, *shape) of what is the same in every step."""
+    coded = []
+    for node, x in zip(graph.inputs, xs, strict=True):
+        (op,) = (user.op for user in graph.users[node.name])
+        assert isinstance(op, ops.Encode)
+        coded.append(encode(op, x, 1 if op.method == "constant" else timesteps, integer=True))
+    return coded
+
+
+def size(graph: Graph) -> dict[str, int]:
+    """The network against the chip: ``neurons``; ``synapses``, distinct weights; ``operations``, multiplications of a
+    time step."""
+    neurons = sum(n.type.size for n in graph.nodes if isinstance(n.op, ops.Activation | ops.If | ops.Lif))
+    weighted = [n for n in graph.nodes if isinstance(n.op, ops.Weighted)]
+    synapses = sum(n.op.weight.size for n in weighted if isinstance(n.op, ops.Weighted))
+    operations = sum(n.type.size * prod(n.op.weight.shape[1:]) for n in weighted if isinstance(n.op, ops.Weighted))
+    return {"neurons": neurons, "synapses": synapses, "operations": operations}
+
+
+@dataclass
+class _Run:
+    spikes: dict[str, list[Array]]
+    overflow: list[str]
+    outputs: list[Array]
+
+
+def _run(program: Program, xs: Sequence[Array], timesteps: int, precision: str) -> _Run:
+    import torch
+
+    from snncc.targets.lynxi import model
+
+    module = model.build(program.network, program.arrays, precision)
+    done = _Run({}, [], [])
+    neurons = {entry["module"]: entry["name"] for entry in program.network["layers"] if entry["kind"] == "neuron"}
+
+    def watch(name: str) -> Callable[[Any, Any, Any], None]:
+        rows = done.spikes.setdefault(name, [])
+
+        def hook(_: Any, args: tuple[torch.Tensor, ...], spikes: torch.Tensor) -> None:
+            rows.append(spikes.bool().numpy(force=True))
+            if name not in done.overflow and not bool(torch.isfinite(args[0]).all()):
+                done.overflow.append(name)
+
+        return hook
+
+    for key, name in neurons.items():
+        module.get_submodule(key).register_forward_hook(watch(name))
+    if precision == "float16":
+        module = module.half().float()
+    model.reset()
+    with torch.inference_mode(), _rounding(precision):
+        for t in range(timesteps):
+            y = module(*(torch.from_numpy(x[t if len(x) > 1 else 0].astype(np.float32)) for x in xs))
+            now = [part.double().numpy(force=True) for part in (y if isinstance(y, tuple) else (y,))]
+            done.outputs = [a + b for a, b in zip(done.outputs, now, strict=True)] if done.outputs else now
+    model.reset()
+    return done
+
+
+def _rounding(precision: str) -> Any:
+    """A context in which every operation's result is rounded to the precision, as numbers in float32."""
+    from contextlib import nullcontext
+
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_map
+
+    def rounded(y: Any) -> Any:
+        return y.half().float() if isinstance(y, torch.Tensor) and y.is_floating_point() else y
+
+    class Rounding(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return tree_map(rounded, func(*args, **(kwargs or {})))
+
+    mode: Any = Rounding
+    return mode() if precision == "float16" else nullcontext()

@@ -1,0 +1,190 @@
+"""Runs the network beside this file: on a Lynxi board through lynpy, or its ONNX step in onnxruntime.
+
+    python run.py --input input.npz --output output.npz [--timesteps 32] [--executor auto] [--model lynxi_out/Net_0]
+
+The input file holds `x0`, `x1` and so on, whole numbers: (T, N, *shape) of spikes, or (N, *shape) of an input that is
+the same in every step. The output file gets `counts0` and so on: of each output the sum over time (N, *shape), spikes
+or, of an output that has no neuron, what it adds up to in the compiler's integers; and `spikes/NAME` (T, N, *shape) of
+neurons that were monitored when the network was compiled.
+
+Stands alone: it needs numpy and network.json, network.npz of this folder, and
+
+- `--executor lynpy`: lynpy and pylynchipsdk, Lynxi's runtime, and --model, the folder that compile_lynxi.py made;
+- `--executor onnxruntime`: onnxruntime and step.onnx of this folder. It computes in float32; the chip in fp16.
+
+Exit status: 0 done, 2 could not be done.
+
+Honest limits: Lynxi's runtime is on no registry, and THIS HAS NEVER BEEN RUN ON A BOARD. The calls are those of its
+published users: lynpy of LynxiTechnology/Lynxi-model-zoo (common/libs/lynpy.py), and for the states, which are to be
+forgotten before a sample's first step, LynxiTech/BIDL (lynadapter/lyn_sdk_model.py).
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Dict, List, Optional
+from zipfile import BadZipFile
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class RunError(Exception):
+    """It could not be done; the message says why."""
+
+
+def main(arguments: Optional[List[str]] = None) -> int:
+    """The command line. Returns the exit status."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--input", help="npz with `x0`, ...: whole numbers")
+    parser.add_argument("--output", help="npz to write: `counts0`, ...")
+    parser.add_argument("--timesteps", type=int, help="how many; by default what it was compiled for")
+    parser.add_argument("--executor", choices=("auto", "lynpy", "onnxruntime"), default="auto")
+    parser.add_argument("--model", help="the folder Net_0 that lyngor wrote")
+    parser.add_argument("--device", type=int, default=0, help="the number of the Lynxi device")
+    parser.add_argument("--json", action="store_true", help="answer as JSON")
+    parser.add_argument("--validate", action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    try:
+        if options.validate:
+            raise RunError("Lynxi publishes no validator: its compiler is it, which compile_lynxi.py calls")
+        if not options.input or not options.output:
+            raise RunError("--input and --output are needed")
+        executor = run(options)
+    except RunError as error:
+        print(json.dumps({"message": str(error)}) if options.json else f"error: {error}")
+        return 2
+    print(json.dumps({"executor": executor}) if options.json else f"done by {executor}: {options.output}")
+    return 0
+
+
+def run(options: argparse.Namespace) -> str:
+    """Read, run, write. The executor's name."""
+    import numpy as np
+
+    try:
+        network = json.loads((FOLDER / "network.json").read_text(encoding="utf-8"))
+        with np.load(str(FOLDER / "network.npz"), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, BadZipFile) as error:
+        raise RunError(f"the network cannot be read: {error}") from None
+    steps = network["timesteps"] if options.timesteps is None else options.timesteps
+    if steps < 1:
+        raise RunError("--timesteps must be at least 1")
+    xs = read_inputs(options.input, network, steps)
+    executor: str = options.executor
+    if executor == "auto":
+        executor = "lynpy" if options.model else "onnxruntime"
+    try:
+        outputs = EXECUTORS[executor](network, xs, steps, options)
+    except ImportError as error:
+        raise RunError(f"{executor} is not in this Python: {error}") from None
+    results = {}
+    for i, (entry, y) in enumerate(zip(network["outputs"], outputs)):
+        scale = entry["scale"]
+        if isinstance(scale, str):
+            scale = arrays[scale].astype(np.float64).reshape(-1, *[1] * (len(entry["shape"]) - 1))
+        integers = y.reshape(*y.shape[:2], *entry["shape"]).astype(np.float64) / scale
+        if i < network["scores"]:
+            results[f"counts{i}"] = integers.sum(axis=0)
+        else:
+            results["spikes/{}".format(entry["value"])] = integers.round().astype(np.int32)
+    np.savez(options.output, **results)
+    return executor
+
+
+def read_inputs(path: str, network: Dict[str, Any], steps: int) -> List[Any]:
+    """The inputs in the order of the network's, float32: (T, N, *shape) each, or (1, N, *shape) of a constant one."""
+    import numpy as np
+
+    xs = []
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for i, entry in enumerate(network["inputs"]):
+                x = file[f"x{i}"]
+                x = x[None] if entry["constant"] else x
+                if x.shape[2:] != tuple(entry["shape"]) or (not entry["constant"] and len(x) != steps):
+                    shape = ("N",) if entry["constant"] else (str(steps), "N")
+                    want = ", ".join(shape + tuple(str(n) for n in entry["shape"]))
+                    raise RunError("x{} must have shape ({}), it has {}".format(i, want, file[f"x{i}"].shape))
+                xs.append(x.astype(np.float32))
+    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        raise RunError(f"the input cannot be read: {error}") from None
+    if len({x.shape[1] for x in xs}) != 1 or not xs[0].shape[1]:
+        raise RunError("the inputs do not hold the same number of samples")
+    return xs
+
+
+def by_onnxruntime(network: Dict[str, Any], xs: List[Any], steps: int, options: argparse.Namespace) -> List[Any]:
+    """Outputs (T, N, *shape) of the ONNX step."""
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(FOLDER / "step.onnx"), providers=["CPUExecutionProvider"])
+    n = xs[0].shape[1]
+    names = [output.name for output in session.get_outputs()]
+    feeds = {
+        given.name: np.zeros((n, *given.shape[1:]), np.float32)
+        for given in session.get_inputs()
+        if given.name.endswith(".state")
+    }
+    rows: List[List[Any]] = [[] for _ in network["outputs"]]
+    for t in range(steps):
+        for entry, x in zip(network["inputs"], xs):
+            feeds[entry["name"]] = x[t if len(x) > 1 else 0]
+        results = dict(zip(names, session.run(None, feeds)))
+        for row, entry in zip(rows, network["outputs"]):
+            row.append(results[entry["value"] + ".output"])
+        feeds.update({name[: -len(".next")] + ".state": y for name, y in results.items() if name.endswith(".next")})
+    return [np.stack(row) for row in rows]
+
+
+def by_lynpy(network: Dict[str, Any], xs: List[Any], steps: int, options: argparse.Namespace) -> List[Any]:
+    """Outputs (T, N, *shape) of the compiled network on a Lynxi device."""
+    import lynpy
+    import numpy as np
+    import pylynchipsdk as sdk
+
+    if not options.model:
+        raise RunError("--model is needed, the folder Net_0 that compile_lynxi.py made")
+    unrolled = network["form"] == "unrolled"
+    if unrolled and steps != network["timesteps"]:
+        raise RunError("the network is unrolled to {} time steps, and takes no others".format(network["timesteps"]))
+    model = lynpy.Model(dev_id=options.device, path=options.model)
+    batch, n = network["batch"], xs[0].shape[1]
+    rows: List[List[Any]] = [[] for _ in network["outputs"]]
+    for at in range(0, n, batch):
+        chosen = [min(i, n - 1) for i in range(at, at + batch)]  # the last batch is filled up
+        samples = [x[:, chosen].astype(np.float16) for x in xs]
+        if unrolled:
+            found = step(model, [x.reshape(-1, *x.shape[2:]) for x in samples], whole=True)
+            found = [y.reshape(steps, batch, *e["shape"]) for y, e in zip(found, network["outputs"])]
+        else:
+            sdk.lyn_set_current_context(model.context)
+            if sdk.lyn_model_reset_async(model.stream, model.model) != 0:
+                raise RunError("Lynxi's runtime could not reset the states")
+            answers = [step(model, [x[t if len(x) > 1 else 0] for x in samples]) for t in range(steps)]
+            found = [np.stack([answer[i] for answer in answers]) for i in range(len(rows))]
+        for row, y in zip(rows, found):
+            row.append(y[:, : n - at])
+    return [np.concatenate(row, axis=1) for row in rows]
+
+
+def step(model: Any, xs: List[Any], whole: bool = False) -> List[Any]:
+    """One call of the compiled network: the outputs, each (batch, ...). It takes and gives a batch sample by sample,
+    unless its batch is folded into its shapes (``whole``)."""
+    import numpy as np
+
+    parts = xs if whole else [x[i : i + 1] for i in range(len(xs[0])) for x in xs]
+    data = [np.ascontiguousarray(part) for part in parts]
+    model(model.input_tensor().from_numpy(data[0] if len(data) == 1 else data).apu())
+    found = [[tensor.cpu().numpy().copy() for tensor in sample] for sample in model.output_list()]
+    if whole:
+        return found[0]
+    return [np.concatenate([sample[i][None] for sample in found]) for i in range(len(found[0]))]
+
+
+EXECUTORS = {"lynpy": by_lynpy, "onnxruntime": by_onnxruntime}
+
+if __name__ == "__main__":
+    sys.exit(main())
