@@ -53,6 +53,8 @@ class Quantize(Pass):
         state_bits: of initial potentials; None: as biases.
         equalize: weigh the bits that weights lose to the channel whose weights are largest, in thresholds, against the
             resolution that this channel loses if its threshold is raised (cross-layer equalization).
+        least_bits: that every layer's largest weight keeps, even if sums may then exceed ``current_max`` or
+            ``inner_max``: they are bounds, far from what ever comes; None: nothing may.
         significant: bits of weights and biases, from the highest that is not 0: what a floating-point number holds.
         inner_max: what no sum may exceed in one step, by a bound, that only other layers read, without a neuron
             between. Integers multiply from layer to layer, so what these have, the next ones lose.
@@ -73,6 +75,7 @@ class Quantize(Pass):
     current_max: int | None = None
     state_bits: int | None = None
     equalize: bool = False
+    least_bits: int | None = None
     significant: int | None = None
     inner_max: int | None = None
     resolution: int | None = None
@@ -267,7 +270,7 @@ class Lowering:
         would fall below ``min_bits``, those thresholds are raised instead."""
         o = self.options
         shape = group.members[0].type.shape
-        weights, biases = self._demands(group, shape[0])
+        weights, biases, kept = self._demands(group, shape[0])
         thetas, states = [], np.zeros(shape[0])
         for node in group.neurons:
             assert isinstance(node.op, ops.If | ops.Lif)
@@ -280,7 +283,7 @@ class Lowering:
             least = np.maximum(least, self._reached(group, thetas, states))
         if o.current_max is not None:
             currents, biases = self._sums(group, shape[0])
-            least = np.maximum(least, currents / o.current_max)
+            least = np.maximum(least, np.minimum(currents / o.current_max, kept))
         least = np.maximum(least, biases / limit(o.bias_bits))
         if thetas:
             most_theta = min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
@@ -293,22 +296,24 @@ class Lowering:
             k = most.min()
             if (theta != theta[0]).any():
                 bits = min(o.min_bits, o.weight_bits - 2)
-                k = max(k, np.median(most) * 2.0 ** (bits - 2) / limit(o.weight_bits))
+                k = max(k, np.median(most) * 2.0 ** (bits - 2) / limit(o.least_bits or o.weight_bits))
                 k = max(k, self._equal(group, most)) if o.equalize else k
             group.threshold = max(np.floor(k / o.threshold_step), 1.0) * o.threshold_step
             unit = np.where(most >= group.threshold, theta / group.threshold, least)
         else:
             inner = not group.factor.keys() & set(self.graph.outputs)
             if (top := o.inner_max if inner else o.current_max) is not None:
-                least = np.maximum(least, self._sums(group, shape[0])[0] / top)
+                least = np.maximum(least, np.minimum(self._sums(group, shape[0])[0] / top, kept))
             unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
             if len(shape) == 2:  # a sequence of features: axis 0 is no channel
                 unit = np.full_like(unit, unit.max())
         return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
 
-    def _demands(self, group: Group, channels: int) -> tuple[Array, Array]:
-        """Per channel, (C,): the finest unit that lets every weight into its width, and the largest real bias."""
-        weights, biases = np.zeros(channels), np.zeros(channels)
+    def _demands(self, group: Group, channels: int) -> tuple[Array, Array, Array]:
+        """Per channel, (C,): the finest unit that lets every weight into its width, the largest real bias, and the
+        coarsest unit that leaves every layer its ``least_bits``."""
+        weights, biases, kept = np.zeros(channels), np.zeros(channels), np.full(channels, np.inf)
+        least = self.options.least_bits
         for node in group.members:
             if isinstance(node.op, ops.Weighted):
                 bias = np.abs(self._real_bias(node))
@@ -320,7 +325,9 @@ class Lowering:
                 factor = group.factor[node.name]
                 weights = np.maximum(weights, largest / (factor * limit(self._width(node))))
                 biases = np.maximum(biases, bias / factor)
-        return weights, biases
+                if least is not None:
+                    kept = np.minimum(kept, np.where(largest > 0, largest, np.inf) / (factor * limit(least)))
+        return weights, biases, kept
 
     def _equal(self, group: Group, most: Array) -> float:
         """The threshold, in steps, with the smallest expected error of the rates; ``most`` (C,) is what each channel

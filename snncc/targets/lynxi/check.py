@@ -122,14 +122,13 @@ class CheckLyngor(Pass):
     def _numbers(self, graph: Graph, program: Program, context: Context) -> None:
         """What may not be exact in float32, or not be held by fp16, by a bound on every value."""
         values, states = bounds(graph, context.timesteps)
+        inexact: dict[str, float] = {}
         for node in graph.nodes:
             if isinstance(node.op, ops.Input):
                 continue
             most = max(map(abs, (*values[node.name], *states.get(node.name, (0.0,)))))
-            if most >= EXACT and not isinstance(node.op, ops.Lif):
-                text = f"integers of `{node.name}` may reach {most:.3g}: executors' float32 sums may differ"
-                hint = "compile for fewer time steps, or with fewer weight_bits"
-                _warn(context, "SNN068", text, node, EXACT, most, "", hint)
+            if most > EXACT and not isinstance(node.op, ops.Lif):
+                inexact[node.name] = most
             scaled = (*program.bounds[node.name], *program.states.get(node.name, (0.0,)))
             if (most := max(map(abs, scaled))) > LARGEST:
                 text = f"`{node.name}` may reach {most:,.0f}, more than fp16 holds"
@@ -137,6 +136,16 @@ class CheckLyngor(Pass):
                     "calibrate with more data, or compile for fewer time steps; compiled.report shows what fp16 changes"
                 )
                 _warn(context, "SNN068", text, node, LARGEST, most, "", hint)
+        if inexact:
+            name = max(inexact, key=lambda name: inexact[name])
+            count = f" (and of {len(inexact) - 1} values more)" if len(inexact) > 1 else ""
+            text = (
+                f"by a bound, integers of `{name}`{count} may exceed 2**24: there, executors' float32 sums could differ"
+            )
+            hint = "only sums near the bound do; an activation between linear layers, or fewer time steps, lower it"
+            context.report(
+                Diagnostic("SNN068", text, graph[name].loc, Severity.NOTE, hint, limit=EXACT, found=inexact[name])
+            )
 
     def _operations(self, graph: Graph, program: Program, context: Context) -> None:
         """The traced program against what is known of lyngor."""

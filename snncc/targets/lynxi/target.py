@@ -35,7 +35,7 @@ from snncc.targets.lynxi.check import (
     CheckLyngor,
     tensors,
 )
-from snncc.targets.lynxi.lower import EXACT, OUTER_LOOP, UNROLLED, Program, lower
+from snncc.targets.lynxi.lower import OUTER_LOOP, UNROLLED, Program, lower
 from snncc.targets.lynxi.precision import measure, size
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 BATCHES = (1, 2, 4, 7, 14, 28)  # BIDL_doc_en, model_multi_batch_inference_APU.rst
 CLAIM = "emits the published lyngor contract; not compiled by lyngor here"
-WIDTH = 24  # bits of integers, of which float32 holds all
+WIDTH = 24  # bits: float32 holds all integers up to 2**WIDTH
 RESOLUTION = 2**10  # of potentials in thresholds: fp16 has it from one to two thresholds
 
 
@@ -81,13 +81,13 @@ class Lynxi(Target):
             Quantize(
                 options.weight_bits or WIDTH,
                 bias_bits=WIDTH,
-                threshold_bits=WIDTH,
+                threshold_bits=WIDTH - 1,
                 scale_bits=WIDTH,
-                min_bits=3,  # what counts is a weight's part of the threshold
+                least_bits=8,
                 significant=11,  # of an fp16 number
                 inner_max=2**12,
                 resolution=RESOLUTION,
-                current_max=max(2**12, int(EXACT) // (options.timesteps + 1)),
+                current_max=max(2**12, 3 * 2 ** (WIDTH - 2) // options.timesteps),  # and a threshold: up to 2**WIDTH
             ),
             CheckLyngor(options.form or OUTER_LOOP, options.batch, options.monitor),
         ]
