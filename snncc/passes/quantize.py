@@ -56,6 +56,7 @@ class Quantize(Pass):
         least_bits: that every layer's largest weight keeps, even if sums may then exceed ``current_max`` or
             ``inner_max``: they are bounds, far from what ever comes; None: nothing may.
         significant: bits of weights and biases, from the highest that is not 0: what a floating-point number holds.
+            Then the channels of an output without neurons share their unit.
         inner_max: what no sum may exceed in one step, by a bound, that only other layers read, without a neuron
             between. Integers multiply from layer to layer, so what these have, the next ones lose.
         resolution: thresholds are at most this, times the largest integer that their neuron's layers read.
@@ -305,7 +306,9 @@ class Lowering:
             if (top := o.inner_max if inner else o.current_max) is not None:
                 least = np.maximum(least, np.minimum(self._sums(group, shape[0])[0] / top, kept))
             unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
-            if len(shape) == 2:  # a sequence of features: axis 0 is no channel
+            # A sequence of features has no channels. And where weights have exponents of their own, scores can be such
+            # that they compare as they are.
+            if len(shape) == 2 or (o.significant is not None and not inner):
                 unit = np.full_like(unit, unit.max())
         return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
 

@@ -153,7 +153,10 @@ class _Lowering:
         for name in (*self.graph.outputs, *self.monitor):
             shape = list(self.graph[name].type.shape)
             source = self._over_time(name) if self.form == UNROLLED else name
-            outputs.append({"name": source, "value": name, "shape": shape, "scale": self._number(name, "scale")})
+            scale, unit = self.scale[name], self.graph[name].type.unit if self.exact else 1.0
+            worth = np.asarray(per_channel(unit, self.graph.store, 1)) / scale  # the real value of a number
+            numbers = {"scale": self._number(name, "scale", scale), "worth": self._number(name, "worth", worth)}
+            outputs.append({"name": source, "value": name, "shape": shape, **numbers})
         network = {
             "format": 1,
             "snncc": version("snncc"),
@@ -195,9 +198,8 @@ class _Lowering:
         self.arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
         return name
 
-    def _number(self, name: str, what: str, value: Array | None = None) -> float | str:
+    def _number(self, name: str, what: str, value: Array) -> float | str:
         """A number, or the name of an array of one for each channel."""
-        value = self.scale[name] if value is None else value
         return float(value) if value.ndim == 0 else self._keep(f"{name}.{what}", value)
 
     def _over_time(self, name: str) -> str:

@@ -36,7 +36,7 @@ class Loss:
             samples, steps and neurons.
         same_class: the part of the samples whose largest output is the same; by sums over time.
         overflow: neurons whose fp16 input was not finite.
-        outputs: in fp16, of each output the sum over time in the program's numbers, (N, *shape).
+        outputs: in fp16, of each output the mean over time of its real value, (N, *shape).
     """
 
     spikes: Mapping[str, float]
@@ -57,8 +57,21 @@ def compare(program: Program, xs: Sequence[Array], timesteps: int) -> Loss:
         name: float(np.mean([np.not_equal(a, b).mean() for a, b in zip(exact.spikes[name], other, strict=True)]))
         for name, other in rounded.spikes.items()
     }
-    first, second = (run.outputs[0].reshape(len(run.outputs[0]), -1).argmax(axis=1) for run in (exact, rounded))
-    return Loss(spikes, float((first == second).mean()), tuple(rounded.overflow), tuple(rounded.outputs))
+    scores = [
+        [y * w / timesteps for y, w in zip(run.outputs, _worth(program), strict=True)] for run in (exact, rounded)
+    ]
+    first, second = (y[0].reshape(len(y[0]), -1).argmax(axis=1) for y in scores)
+    return Loss(spikes, float((first == second).mean()), tuple(rounded.overflow), tuple(scores[1]))
+
+
+def _worth(program: Program) -> list[Array | float]:
+    """The real value of a number of every output; broadcasts over (N, *shape)."""
+    entries = program.network["outputs"]
+    worth = [program.arrays.get(entry["worth"], entry["worth"]) for entry in entries]
+    return [
+        w.astype(np.float64).reshape(-1, *[1] * (len(e["shape"]) - 1)) if isinstance(w, np.ndarray) else w
+        for w, e in zip(worth, entries, strict=True)
+    ]
 
 
 def measure(graph: Graph, xs: Sequence[Array], timesteps: int) -> tuple[int, Loss | None]:

@@ -3,9 +3,11 @@
     python run.py --input input.npz --output output.npz [--timesteps 32] [--executor auto] [--model lynxi_out/Net_0]
 
 The input file holds `x0`, `x1` and so on, whole numbers: (T, N, *shape) of spikes, or (N, *shape) of an input that is
-the same in every step. The output file gets `counts0` and so on: of each output the sum over time (N, *shape), spikes
-or, of an output that has no neuron, what it adds up to in the compiler's integers; and `spikes/NAME` (T, N, *shape) of
-neurons that were monitored when the network was compiled.
+the same in every step. The output file gets
+
+- `scores0` and so on: of each output the mean over time of its real value (N, *shape);
+- `counts0` and so on: its sum over time, spikes, or of an output without neurons the compiler's integers;
+- `spikes/NAME`: (T, N, *shape) of neurons that were monitored when the network was compiled.
 
 Stands alone: it needs numpy and network.json, network.npz of this folder, and
 
@@ -81,16 +83,23 @@ def run(options: argparse.Namespace) -> str:
         raise RunError(f"{executor} is not in this Python: {error}") from None
     results = {}
     for i, (entry, y) in enumerate(zip(network["outputs"], outputs)):
-        scale = entry["scale"]
-        if isinstance(scale, str):
-            scale = arrays[scale].astype(np.float64).reshape(-1, *[1] * (len(entry["shape"]) - 1))
+        scale, worth = (per_channel(entry, what, arrays) for what in ("scale", "worth"))
         integers = y.reshape(*y.shape[:2], *entry["shape"]).astype(np.float64) / scale
         if i < network["scores"]:
             results[f"counts{i}"] = integers.sum(axis=0)
+            results[f"scores{i}"] = integers.mean(axis=0) * scale * worth
         else:
             results["spikes/{}".format(entry["value"])] = integers.round().astype(np.int32)
     np.savez(options.output, **results)
     return executor
+
+
+def per_channel(entry: Dict[str, Any], what: str, arrays: Dict[str, Any]) -> Any:
+    """A number of an output; or one for each channel, such that it broadcasts over (T, N, *shape)."""
+    value = entry[what]
+    if not isinstance(value, str):
+        return value
+    return arrays[value].astype("float64").reshape(-1, *[1] * (len(entry["shape"]) - 1))
 
 
 def read_inputs(path: str, network: Dict[str, Any], steps: int) -> List[Any]:
