@@ -1,0 +1,16 @@
+"""A fake of Lynxi's runtime library: what LynxiTech/BIDL calls to forget states (lynadapter/lyn_sdk_model.py)."""
+
+from lyngor import log
+
+STATES = {}  # of the fake model; lynpy.py hands it over
+
+
+def lyn_set_current_context(context):
+    log("lyn_set_current_context", context)
+    return 0
+
+
+def lyn_model_reset_async(stream, model):
+    log("lyn_model_reset_async", stream, model)
+    STATES.clear()
+    return 0
