@@ -15,6 +15,7 @@ import numpy as np
 from snncc.compiled import CompiledModel, as_arrays
 from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, Stage
 from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.ops import Lif
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, no_progress, run_pipeline
 from snncc.passes.calibrate import Calibrate
@@ -61,7 +62,7 @@ def compile(
     chosen.accept(asked)
     passes = chosen.passes(asked)
     context = Context(timesteps=asked.timesteps, progress=_progress(progress))
-    graph = _trace(model, example_input, calibration, context)
+    graph = _trace(model, chosen, example_input, calibration, context)
     records = run_pipeline(passes, graph, context, after)
     result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
     chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
@@ -105,7 +106,7 @@ def check(
         if calibration is None:
             at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
             passes = passes[:at]
-        graph = _trace(model, example_input, calibration, context)
+        graph = _trace(model, chosen, example_input, calibration, context)
         run_pipeline(passes, graph, context, records.append)
         if calibration is not None:
             chosen.files(records[-1].graph, asked)
@@ -121,11 +122,12 @@ def _target(target: str | Target) -> Target:
     return find(target) if isinstance(target, str) else target
 
 
-def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context: Context) -> Graph:
+def _trace(model: torch.nn.Module, target: Target, example_input: Any, calibration: Any, context: Context) -> Graph:
     """The traced graph; fills the context's engine and calibration data.
 
     Raises:
-        CompileError: with all diagnostics of the front end.
+        CompileError: with all diagnostics of the front end; or the network has spiking neurons, and the target takes
+            none, so that what its passes would say means nothing.
     """
     import torch
 
@@ -153,6 +155,14 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
     context.diagnostics.extend(found)
     if graph is None or errors(found):
         raise CompileError(found)
+    if not target.spiking:
+        own = [node for node in graph.nodes if isinstance(node.op, Lif)]
+        for node in own:
+            text = f"`{node.name}` is a spiking neuron of the network itself, which {target.name} does not take"
+            hint = "compile for target='lynxi', or convert a network of ReLUs"
+            context.report(Diagnostic("SNN035", text, node.loc, hint=hint))
+        if own:
+            raise CompileError(context.diagnostics)
     if first is not None:
         n = len(graph.inputs)
         sample = _inputs(_batch(calibration[:SAMPLE]) if _is_array(calibration) else first, n, graph)

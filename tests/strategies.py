@@ -68,7 +68,7 @@ class Draft:
                 return float("inf")
             sent = {"sigma_delta": 2 * (x * STEPS + offset) + 1, "sigma": x * STEPS + offset}
             return 2 * x * op.scale if isinstance(op, loihi.Delta) else sent.get(op.mnemonic, 1.0)
-        return 1.0 if isinstance(op, ops.If) else x
+        return 1.0 if isinstance(op, ops.If | ops.Lif) else x
 
     def weight(self, *shape: int) -> Param:
         if self.integer:
@@ -175,7 +175,8 @@ def _sum_pool(d: Draft, x: str) -> str | None:
 
 
 def _max_pool(d: Draft, x: str) -> str | None:
-    op = ops.MaxPool(d.pair(1, 3), d.pair(1, 3), d.pair(0, 1), d.pair(1, 2), d.draw(st.booleans()))
+    ceil, each_step = d.draw(st.booleans()), d.draw(st.booleans())
+    op = ops.MaxPool(d.pair(1, 3), d.pair(1, 3), d.pair(0, 1), d.pair(1, 2), ceil, each_step)
     return d.add(op, x)
 
 
@@ -195,6 +196,18 @@ def _if(d: Draft, x: str) -> str | None:
     gains = [1.0, 1.25, d.store.put("gain", d.rng.uniform(0.9, 1.5, channels))]
     gain = d.draw(st.sampled_from(gains)) if d.gains else 1.0
     return d.add(ops.If(threshold, v0, reset, v_min, gain), x)
+
+
+def _lif(d: Draft, x: str) -> str | None:
+    channels = d.type(x).shape[0]
+    if d.integer:
+        thetas = d.store.put("threshold", d.rng.integers(1, 400, channels).astype(np.int32))
+        threshold = d.draw(st.sampled_from([1, 100, thetas]))
+    else:
+        thetas = d.store.put("threshold", d.rng.uniform(0.05, 2.0, channels).astype(np.float32))
+        threshold = d.draw(st.sampled_from([1.0, 0.7, thetas]))
+    decay, reset = d.draw(st.sampled_from([1.0, 0.5, 0.9, 0.001])), d.draw(st.sampled_from(["subtract", "zero"]))
+    return d.add(ops.Lif(threshold, decay, reset), x)
 
 
 def _neuron_bias(d: Draft, x: str) -> Param | None:
@@ -273,11 +286,11 @@ SIGMA_DELTA = [_delta, _sigma_delta, _sigma]
 LOIHI = [_cuba_lif, _cuba_lif, _atr_lif, _delay, *SIGMA_DELTA]
 # Of each stage: what serves every shape, and what serves (C, H, W) besides.
 MAKERS = {
-    Stage.ANN: ([*ACTIVATIONS, _batch_norm, _affine, _linear, _through, *SHAPES], [*SPATIAL, *AVERAGES]),
+    Stage.ANN: ([*ACTIVATIONS, _lif, _batch_norm, _affine, _linear, _through, *SHAPES], [*SPATIAL, *AVERAGES]),
     Stage.FOLDED: ([*ACTIVATIONS, _affine, _linear, *SHAPES], [*SPATIAL, *AVERAGES]),
-    Stage.SNN: ([_if, _if, _affine, _linear, *SHAPES], [*SPATIAL, *AVERAGES]),
-    Stage.INT: ([_if, _if, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
-    Stage.MAPPED: ([_if, _if, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
+    Stage.SNN: ([_if, _if, _lif, _affine, _linear, *SHAPES], [*SPATIAL, *AVERAGES]),
+    Stage.INT: ([_if, _if, _lif, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
+    Stage.MAPPED: ([_if, _if, _lif, _affine, _linear, *SHAPES, *LOIHI], SPATIAL),
 }
 
 

@@ -783,6 +783,8 @@ class Lif(Stateful):
         if not isinstance(theta, Param) or theta in store:
             values = np.asarray(store[theta] if isinstance(theta, Param) else theta)
             _need(bool(np.isfinite(values).all() and (values > 0).all()), "threshold is not positive and finite")
+            whole = not x.integer or bool((values == np.rint(values)).all())
+            _need(whole, "threshold of an integer neuron is not whole")
         # Until inputs are encoded, nothing is a spike: stage ``ann`` shows the user's network.
         return x if x.domain is Domain.REAL else replace(x, domain=Domain.SPIKE, unit=1.0)
 

@@ -68,6 +68,8 @@ def _is_activated(graph: Graph, node: Node, direct: bool = False) -> bool:
 class LowerActivations(Pass):
     """Replace activations by IF neurons and encode the inputs.
 
+    A network that has spiking neurons itself keeps them, and its maxima are of each step.
+
     A neuron's threshold is the activation's calibrated value, so that one spike a step stands for it; it starts at
     ``v0`` of the threshold (1/2 turns the rate's floor into a rounding: Bu et al. 2022, "Optimized Potential
     Initialization"). A quantized activation brings both itself.
@@ -77,8 +79,6 @@ class LowerActivations(Pass):
         reset: "subtract" or "zero".
         v0: the initial potential in thresholds.
         v_min: floor of the potential in thresholds, or None.
-        spiking: whether the hardware takes networks that were trained with spiking neurons. They are left as they are,
-            and so is what their maxima are of: of each step.
     """
 
     encoding: str = "constant"
@@ -86,7 +86,6 @@ class LowerActivations(Pass):
     v0: float = 0.5
     v_min: float | None = None
     seed: int = 0
-    spiking: bool = False
     name: ClassVar[str] = "lower-activations"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     ensures: ClassVar[Stage] = Stage.SNN
@@ -112,17 +111,10 @@ class LowerActivations(Pass):
         """Of a network that has spiking neurons itself: what is not lowered as any other network's."""
         if isinstance(node.op, ops.MaxPool):
             return builder.copy(node, args, replace(node.op, each_step=True))
-        wrong = hint = ""
-        if isinstance(node.op, ops.Lif) and not self.spiking:
-            wrong, hint = (
-                "is a spiking neuron of the network itself, which this target does not take",
-                "target='lynxi' does",
-            )
-        elif isinstance(node.op, ops.Activation):
-            wrong = f"is an activation ({node.op.mnemonic}) in a network that has spiking neurons itself"
+        if isinstance(node.op, ops.Activation):
+            text = f"`{node.name}` is an activation ({node.op.mnemonic}) in a network that has spiking neurons itself"
             hint = "make it a spiking neuron, too, and train with it: it would have to be converted, they must not be"
-        if wrong:
-            context.report(Diagnostic("SNN035", f"`{node.name}` {wrong}", node.loc, hint=hint))
+            context.report(Diagnostic("SNN035", text, node.loc, hint=hint))
         return None
 
     def _lower(self, builder: Builder, node: Node, args: tuple[str, ...], context: Context) -> str | None:

@@ -285,7 +285,7 @@ class Lowering:
         if o.current_max is not None:
             currents, biases = self._sums(group, shape[0])
             least = np.maximum(least, np.minimum(currents / o.current_max, kept))
-        least = np.maximum(least, biases / limit(o.bias_bits))
+        least = np.maximum(least, biases / self._limit(o.bias_bits))
         if thetas:
             most_theta = min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
             if o.resolution is not None:
@@ -326,7 +326,7 @@ class Lowering:
                 if _along_last(node):  # all channels share the weights
                     largest, bias = largest.max(), bias.max()
                 factor = group.factor[node.name]
-                weights = np.maximum(weights, largest / (factor * limit(self._width(node))))
+                weights = np.maximum(weights, largest / (factor * self._limit(self._width(node))))
                 biases = np.maximum(biases, bias / factor)
                 if least is not None:
                     kept = np.minimum(kept, np.where(largest > 0, largest, np.inf) / (factor * limit(least)))
@@ -467,7 +467,7 @@ class Lowering:
         if s.ndim and _along_last(node):
             raise ops.ShapeError("its channels share their weights, but not their threshold")
         width = self._width(node)
-        most = limit(width)
+        most = self._limit(width)
         integers = np.empty(op.weight.shape, _int_dtype(width))
         step = np.broadcast_to(s, len(integers)).reshape(-1, *(1,) * (integers.ndim - 1))
         clipped = False
@@ -488,6 +488,11 @@ class Lowering:
             bias = self.store.put(op.bias.name, values.astype(_int_dtype(self.options.bias_bits)))
         unit = self._put_unit(node.name, s)
         self.builder.add(node.name, replace(op, weight=weight, bias=bias), node.args, node.loc, unit)
+
+    def _limit(self, bits: int) -> int:
+        """The largest integer of so many bits that has no more significant ones than there are."""
+        rest = max(0, bits - 1 - (self.options.significant or bits))
+        return limit(bits) >> rest << rest
 
     def _round(self, x: Array) -> None:
         """Round to whole numbers, in place, and to as many significant bits as there are."""

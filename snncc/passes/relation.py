@@ -128,6 +128,9 @@ def _bounds(
                 # The float neuron rounds its input to its grid.
                 grid = np.asarray(op.grid(node.type, after.store)) if not node.type.integer else 0.0
                 bound[node.name] = (x[0] + grid) * gain + np.abs(np.maximum(rate - held * gain, 0.0) - rate)
+        elif isinstance(op, ops.Lif):
+            # A leak forgets: over time steps, nothing is claimed.
+            bound[node.name] = _own_change(before, after, node, x[0]) if trace is None else np.full_like(x[0], np.inf)
         elif isinstance(op, Delta):
             bound[node.name] = x[0]
         elif isinstance(op, SigmaDelta | Sigma):
@@ -204,6 +207,21 @@ def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
     half = half * per_channel(node.op.gain, after.store, rank)
     raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
     return change if raised else np.minimum(change, half)
+
+
+def _own_change(before: Graph, after: Graph, node: Node, x: Array) -> Array:
+    """How much the rate of a network's own neuron changed, whose input is off by ``x``: both are in real numbers."""
+    assert isinstance(node.op, ops.Lif)
+    was = before[node.name].op
+    assert isinstance(was, ops.Lif)
+    rank = len(node.type.shape)
+    thetas = (per_channel(op.threshold, g.store, rank) for op, g in ((was, before), (node.op, after)))
+    units = (g[g[node.name].args[0]].type for g in (before, after))
+    old, new = (
+        np.asarray(theta * per_channel(type.unit, g.store, rank) if type.integer else theta)
+        for theta, type, g in zip(thetas, units, (before, after), strict=True)
+    )
+    return np.asarray((x + np.abs(new - old)) / np.minimum(old, new))
 
 
 def _sigma_delta_change(before: Graph, after: Graph, node: Node) -> Array:

@@ -140,6 +140,7 @@ class Target(ABC):
         name: what users write.
         summary: one line for listings.
         takes: the values that it takes of options that not every target can honour; None: any.
+        spiking: whether it takes networks that have spiking neurons themselves.
         run_flags: the emitted runner's own flags by the argument of :meth:`snncc.CompiledModel.run`.
     """
 
@@ -149,6 +150,7 @@ class Target(ABC):
         "neuron": ("if",), "form": (None,), "monitor": ((),), "cores": (None,), "sensor": (None,), "readout": (False,),
         "batch": (1,),
     }  # fmt: skip
+    spiking: ClassVar[bool] = False
     run_flags: ClassVar[Mapping[str, str]] = {}
 
     def accept(self, options: Options) -> None:

@@ -49,6 +49,60 @@ def fire(x: list[float], op: ops.If, grid: float) -> tuple[list[int], float]:
     return spikes, v
 
 
+def leak(x: list[float], op: ops.Lif) -> tuple[list[int], float]:
+    """Leaky integrate and fire, one neuron, an operation at a time: (spikes, final potential)."""
+    f = np.float32
+    v, spikes = f(0), []
+    for current in x:
+        v = f(v + f(current))
+        spikes.append(int(v >= f(op.threshold)))  # type: ignore[arg-type]
+        if spikes[-1]:
+            v = f(v - f(op.threshold)) if op.reset == "subtract" else f(0)  # type: ignore[arg-type]
+        v = f(v * f(op.decay))
+    return spikes, float(v)
+
+
+@settings(max_examples=100)
+@given(
+    st.lists(st.floats(-2, 2), min_size=1, max_size=12),
+    st.builds(
+        ops.Lif,
+        st.sampled_from([1.0, 0.5, 0.7, 3.0]),
+        st.sampled_from([1.0, 0.5, 0.9, 1e-3]),
+        st.sampled_from(["subtract", "zero"]),
+    ),
+)
+def test_leaky_integrate_and_fire(x: list[float], op: ops.Lif) -> None:
+    state, spikes = op.start(1, Type((1,)), Store()), []
+    for current in x:
+        state, y = op.step(state, np.array([[current]]), Type((1,)), Store())
+        spikes.append(int(y[0, 0]))
+    assert (spikes, float(state[0, 0])) == leak(x, op)
+
+
+def test_a_leak_by_hand() -> None:
+    """Tau = 2, hard reset: 0.75 and half of it again reach 1; what is left of a spike is nothing."""
+    graph = chain(Stage.SNN, ops.Input((1,)), ops.Encode(), ops.Lif(1.0, 0.5, "zero"))
+    trace = interp.simulate(graph, np.array([[0.75], [0.5], [1.0]]), timesteps=4)
+    assert trace.values["n2"][..., 0].T.tolist() == [[0, 1, 0, 1], [0, 0, 0, 0], [1, 1, 1, 1]]
+    soft = chain(Stage.SNN, ops.Input((1,)), ops.Encode(), ops.Lif(1.0, 0.5, "subtract"))
+    trace = interp.simulate(soft, np.array([[1.5]]), timesteps=3)
+    assert trace.values["n2"][..., 0].T.tolist() == [[1, 1, 1]]
+    assert float(trace.final["n2"][0, 0]) == 0.4375  # ((0.5 / 2 + 0.5) / 2 + 0.5) / 2
+
+
+def test_a_maximum_of_each_step() -> None:
+    """Two neurons that fire in turn: one spike a step, and one in all that counts so far know."""
+    x = np.zeros((4, 1, 1, 1, 2))
+    x[::2, ..., 0], x[1::2, ..., 1] = 1, 1
+    found = []
+    for each_step in (True, False):
+        pool = ops.MaxPool((1, 2), (1, 2), each_step=each_step)
+        graph = chain(Stage.SNN, ops.Input((1, 1, 2)), ops.Encode("spikes"), pool)
+        found.append(interp.simulate(graph, x, timesteps=4).values["n2"].flatten().tolist())
+    assert found == [[1, 1, 1, 1], [1, 0, 1, 0]]
+
+
 @settings(max_examples=100)
 @given(
     st.lists(st.floats(-2, 2), min_size=1, max_size=12),

@@ -215,6 +215,13 @@ COLOURED = replace(COUNTS, unit=UNITS)
         (ops.If(1.0, v_min=float("-inf")), (IMAGE,), "v_min is not finite"),
         (ops.If(1.5), (COUNTS,), "threshold of an integer neuron is not whole"),
         (ops.If(1, v0=0.5), (COUNTS,), "v0 of an integer neuron is not whole"),
+        (ops.Lif(1.0, reset="soft"), (IMAGE,), "unknown reset 'soft'"),
+        (ops.Lif(1.0, decay=0.0), (IMAGE,), "decay 0.0 is not above 0"),
+        (ops.Lif(1.0, decay=1.5), (IMAGE,), "decay 1.5 is not above 0"),
+        (ops.Lif(values(3)), (IMAGE,), "one value per channel"),
+        (ops.Lif(-1.0), (IMAGE,), "threshold is not positive and finite"),
+        (ops.Lif(float("inf")), (IMAGE,), "threshold is not positive and finite"),
+        (ops.Lif(1.5), (COUNTS,), "threshold of an integer neuron is not whole"),
     ],
 )
 def test_operands_that_do_not_fit(op: ops.Op, args: tuple[Type, ...], message: str) -> None:

@@ -354,3 +354,26 @@ def test_any_graph_is_lowered_or_refused(graph: Graph, per: str, seed: int) -> N
     if not context.diagnostics and not any(isinstance(n.op, ops.QuantRelu) for n in graph.nodes):
         agree(graph, after, *xs)
     simulate(after, *xs, timesteps=3)
+
+
+# --- networks that have spiking neurons themselves -------------------------------------------------------------------
+
+
+def test_spiking_neurons_of_the_networks_own_are_left_as_they_are() -> None:
+    n = folded(2, 6, 6, low=0.0, high=1.0)
+    n.conv(rng().standard_normal((3, 2, 3, 3)))
+    n(ops.Lif(0.75, 0.5, "zero"))
+    n(ops.MaxPool((2, 2), (2, 2)))
+    expected = Net(2, 6, 6, stage=Stage.SNN, low=0.0, high=1.0)
+    expected.conv(rng().standard_normal((3, 2, 3, 3)))
+    expected(ops.Lif(0.75, 0.5, "zero"))
+    expected(ops.MaxPool((2, 2), (2, 2), each_step=True))
+    same(lower(n), expected.graph())
+
+
+def test_a_network_is_converted_or_made_of_spiking_neurons() -> None:
+    n = folded(3)
+    n(ops.Lif(1.0))
+    n.linear(np.eye(3))
+    n(ops.Relu(1.0))
+    assert codes(errors(n)) == ["SNN035"]

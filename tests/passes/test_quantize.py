@@ -1004,3 +1004,76 @@ def test_a_shortcuts_factor_may_be_wider_than_weights() -> None:
         op = after["conv"].op
         assert isinstance(op, ops.Conv2d)
         assert least <= np.abs(after.store[op.weight]).max() <= most
+
+
+# --- numbers with a floating point ----------------------------------------------------------------------------------
+
+
+def test_the_threshold_has_so_many_steps_for_each_that_layers_read() -> None:
+    spikes = quantize(one_neuron(np.array([[0.5, -0.25]]), 2.0), weight_bits=24, threshold_bits=24, resolution=1024)
+    assert spikes["if"].op == ops.If(1024, 0)
+    n = snn(2)  # a constant input, up to 127 of its units
+    n.linear(np.array([[0.5, -0.25]]), name="fc")
+    n(ops.If(2.0, 0.0), name="if")
+    constant = quantize(n.graph(), weight_bits=24, threshold_bits=24, resolution=1024)
+    assert constant["if"].op == ops.If(127 * 1024, 0)
+
+
+def test_what_a_layer_reads_that_reads_a_layer() -> None:
+    """The second reads sums of two weights at most 127 each, so it may have as many steps more."""
+    n = snn(2, encoding="rate")
+    n.linear(np.array([[1.0, -1.0]]), name="a")
+    n.linear(np.array([[0.5]]), name="b")
+    n(ops.If(1.0, 0.0), name="if")
+    after = quantize(n.graph(), bias_bits=32, threshold_bits=32, resolution=4, min_bits=2)
+    assert after["if"].op == ops.If(4 * 254, 0)
+
+
+def test_significant_bits() -> None:
+    """5 bits: 37 / 64 of the largest, 1.0, are 592 of 1,024, which needs six."""
+    graph = one_neuron(np.array([[1.0, 37 / 64, 1 / 1024, 0.0]]), 1.0, np.array([33 / 1024]))
+    after = quantize(graph, weight_bits=16, threshold_bits=16, resolution=1024, significant=5)
+    np.testing.assert_array_equal(after.value(after["fc"].op.weight), [[1024, 576, 1, 0]])  # type: ignore[attr-defined]
+    np.testing.assert_array_equal(after.value(after["fc"].op.bias), [32])  # type: ignore[attr-defined]
+
+
+def test_outputs_of_floating_point_weights_share_their_unit() -> None:
+    n = snn(2, encoding="rate")
+    n.linear(np.array([[0.5, -0.25], [8.0, 1.0]]), name="fc")
+    per_channel = quantize(n.graph(), weight_bits=16)["fc"].type.unit
+    assert not isinstance(per_channel, float)
+    shared = quantize(n.graph(), weight_bits=16, significant=11)["fc"].type.unit
+    assert shared == pytest.approx(8.0 / (2047 << 4))
+
+
+def test_bounds_of_inner_sums_and_what_layers_keep_of_their_bits() -> None:
+    """64 weights of one size: the bound of their sum leaves each 4,096 / 64 steps; or 127, where 8 bits are kept."""
+    n = snn(64, encoding="rate")
+    n.linear(np.full((1, 64), 0.1), name="a")
+    n.linear(np.array([[1.0]]), name="b")
+    n(ops.If(1.0, 0.0), name="if")
+
+    def inner(**options: int) -> int:
+        after = quantize(n.graph(), weight_bits=16, bias_bits=32, threshold_bits=32, **options)
+        return int(after.value(after["a"].op.weight).max())  # type: ignore[attr-defined]
+
+    assert inner() == limit(16)
+    assert inner(inner_max=4096) == 64
+    assert inner(inner_max=4096, least_bits=8) == 127
+
+
+def test_leaky_neurons_of_the_networks_own() -> None:
+    """Their threshold is whole and exact, a spike is worth 1, and on a binary grid they fire as before."""
+    n = snn(4, encoding="rate")
+    n.linear(rng().integers(-8, 9, (3, 4)) / 16, rng(1).integers(-4, 5, 3) / 16, name="fc")
+    n(ops.Lif(0.75, 0.5, "zero"), name="lif")
+    n.linear(rng(2).integers(-8, 9, (2, 3)) / 16, name="out")
+    graph = n.graph("lif", "out")
+    after = quantize(graph, weight_bits=24, bias_bits=24, threshold_bits=24, resolution=1024, significant=11)
+    assert after["lif"].op == ops.Lif(768, 0.5, "zero") or after["lif"].op == ops.Lif(1024, 0.5, "zero")
+    assert after["lif"].type.unit == 1.0
+    x = rng(3).random((16, 4))
+    before, integers = (simulate(g, x, timesteps=9) for g in (graph, after))
+    spikes = integers.spikes("lif")
+    assert 0 < spikes.mean() < 1
+    np.testing.assert_allclose(before.mean("out"), integers.mean("out"), atol=0.05)

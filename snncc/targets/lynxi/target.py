@@ -56,6 +56,7 @@ class Lynxi(Target):
     takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
         "form": (None, OUTER_LOOP, UNROLLED), "monitor": None, "batch": None,
     }  # fmt: skip
+    spiking: ClassVar[bool] = True
     run_flags: ClassVar[Mapping[str, str]] = {
         "timesteps": "--timesteps",
         "executor": "--executor",
@@ -74,7 +75,7 @@ class Lynxi(Target):
             CheckLimits(),
             *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
-            LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed, spiking=True),
+            LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
             *([bias] if fold else []),
             LowerPooling(),
             *([CalibrateReset()] if hard else []),
