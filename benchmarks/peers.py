@@ -40,8 +40,11 @@ PEERS = {
                 # and matplotlib, for its data sets, examples and plots; the converter runs unchanged without them.
                 "loguru==0.7.3 requests tqdm",
                 "--no-deps spikingjelly==2.0.0",
+                # For snncc itself, which lynxi_parity.py runs here, on spikingjelly's own modules.
+                "networkx rich==15.0.0 safetensors==0.8.0 onnx==1.23.2",
             ),
-            check="from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe",
+            check="import spikingjelly.activation_based.lynxi_exchange, onnx, rich, safetensors\n"
+            "from spikingjelly.activation_based.ann2snn import Converter, RateCodingRecipe",
         ),
         Peer(
             "sinabs",

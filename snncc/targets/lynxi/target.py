@@ -83,6 +83,7 @@ class Lynxi(Target):
                 options.weight_bits or WIDTH,
                 bias_bits=WIDTH,
                 threshold_bits=WIDTH - 1,
+                input_bits=10,  # the rest of an input layer's bits is its weights'
                 scale_bits=WIDTH,
                 least_bits=8,
                 significant=11,  # of an fp16 number
