@@ -62,7 +62,8 @@ def compile(
     chosen.accept(asked)
     passes = chosen.passes(asked)
     context = Context(timesteps=asked.timesteps, progress=_progress(progress))
-    graph = _trace(model, chosen, example_input, calibration, context)
+    graph = _trace(model, example_input, calibration, context)
+    _own_neurons(graph, chosen, asked, context)
     records = run_pipeline(passes, graph, context, after)
     result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
     chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
@@ -106,7 +107,8 @@ def check(
         if calibration is None:
             at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
             passes = passes[:at]
-        graph = _trace(model, chosen, example_input, calibration, context)
+        graph = _trace(model, example_input, calibration, context)
+        _own_neurons(graph, chosen, asked, context)
         run_pipeline(passes, graph, context, records.append)
         if calibration is not None:
             chosen.files(records[-1].graph, asked)
@@ -122,12 +124,35 @@ def _target(target: str | Target) -> Target:
     return find(target) if isinstance(target, str) else target
 
 
-def _trace(model: torch.nn.Module, target: Target, example_input: Any, calibration: Any, context: Context) -> Graph:
+def _own_neurons(graph: Graph, target: Target, options: Options, context: Context) -> None:
+    """A network that has spiking neurons itself is not converted.
+
+    Raises:
+        CompileError: the target does not take such; what its passes would say means nothing.
+        InputError: an option is about the conversion.
+    """
+    own = [node for node in graph.nodes if isinstance(node.op, Lif)]
+    if own and not target.spiking:
+        for node in own:
+            text = f"`{node.name}` is a spiking neuron of the network itself, which {target.name} does not take"
+            hint = "compile for target='lynxi', or convert a network of ReLUs"
+            context.report(Diagnostic("SNN035", text, node.loc, hint=hint))
+        raise CompileError(context.diagnostics)
+    plain = Options()
+    for name in ("reset", "threshold", "percentile", "per", "v0") if own else ():
+        if getattr(options, name) != getattr(plain, name):
+            text = f"{name}={getattr(options, name)!r} means nothing to a network that has spiking neurons itself"
+            raise input_error("SNN070", text, "leave it out: its neurons have that themselves")
+    if own and options.bias == "fold":
+        text = "bias='fold' changes where potentials start, and the network's neurons start where they were trained to"
+        raise input_error("SNN070", text, "choose bias='keep' or 'strip'")
+
+
+def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context: Context) -> Graph:
     """The traced graph; fills the context's engine and calibration data.
 
     Raises:
-        CompileError: with all diagnostics of the front end; or the network has spiking neurons, and the target takes
-            none, so that what its passes would say means nothing.
+        CompileError: with all diagnostics of the front end.
     """
     import torch
 
@@ -155,14 +180,6 @@ def _trace(model: torch.nn.Module, target: Target, example_input: Any, calibrati
     context.diagnostics.extend(found)
     if graph is None or errors(found):
         raise CompileError(found)
-    if not target.spiking:
-        own = [node for node in graph.nodes if isinstance(node.op, Lif)]
-        for node in own:
-            text = f"`{node.name}` is a spiking neuron of the network itself, which {target.name} does not take"
-            hint = "compile for target='lynxi', or convert a network of ReLUs"
-            context.report(Diagnostic("SNN035", text, node.loc, hint=hint))
-        if own:
-            raise CompileError(context.diagnostics)
     if first is not None:
         n = len(graph.inputs)
         sample = _inputs(_batch(calibration[:SAMPLE]) if _is_array(calibration) else first, n, graph)

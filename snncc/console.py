@@ -119,6 +119,11 @@ def _short(value: float) -> str:
     return f"{value:.3g} P"
 
 
+def _bytes(value: float) -> str:
+    text = _short(value)
+    return f"{text}B" if text[-1:].isalpha() else f"{text} B"
+
+
 def core_table(compiled: CompiledModel, width: int | None = None) -> Table | None:
     """Every core of the chip with what lies on it and what is free, or of a chip with many small ones every layer with
     its cores; None for a target without cores. Where ``width`` is small, without bars."""
@@ -155,9 +160,9 @@ def size_table(mapping: dict[str, Any], target: Target) -> Table:
         part = mapping[f"{what}_used"]
         table.add_row(what, f"{mapping[what]:,}", _filled(part, f"{limits[what]:,} ({part:.1%})"))
     largest = max(mapping["tensors"], key=lambda t: int(t["bytes"]))
-    table.add_row("weights", f"{_short(mapping['weight_bytes'])}B", "")
-    table.add_row("states", f"{_short(mapping['state_bytes'])}B", "")
-    table.add_row("largest tensor", f"{_short(largest['bytes'])}B", Text(f"{largest['name']} {largest['shape']}"))
+    table.add_row("weights", _bytes(mapping['weight_bytes']), "")
+    table.add_row("states", _bytes(mapping['state_bytes']), "")
+    table.add_row("largest tensor", _bytes(largest['bytes']), Text(f"{largest['name']} {largest['shape']}"))
     table.add_row("per step", _short(mapping["operations_per_step"]), "multiplications")
     table.caption = f"{mapping['form']}, T = {mapping['timesteps']}, batch {mapping['batch']}: {mapping['claim']}"
     table.caption_justify = "left"

@@ -179,6 +179,13 @@ def test_targets_that_do_not_take_them_say_so() -> None:
         assert found == [error]
         with pytest.raises(snncc.CompileError, match="SNN035"):
             snncc.compile(own, target, calibration=x)
+    for options, word in (
+        ({"reset": "zero"}, "reset='zero' means nothing"),
+        ({"v0": 0.5}, "v0=0.5"),
+        ({"bias": "fold"}, "fold"),
+    ):
+        with pytest.raises(snncc.InputError, match=word):
+            snncc.compile(own, "lynxi", calibration=x, **options)
     mixed = nn.Sequential(nn.Linear(4, 4), IFNode(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
     (error,) = [d for d in snncc.check(mixed, "lynxi", calibration=x) if d.code == "SNN035"]
     assert "is an activation (relu) in a network that has spiking neurons itself" in error.message

@@ -179,6 +179,15 @@ def test_two_inputs_and_two_outputs() -> None:
         same(by_onnxruntime(compiled, xs, 5), wanted)
 
 
+def test_ready_made_spikes_come_as_they_are() -> None:
+    counts = np.random.default_rng(0).integers(0, 3, (5, 4, 1, 8, 8)).astype(np.float32)
+    for form in FORMS:
+        compiled = compiled_lenet(form=form, encoding="spikes", timesteps=5, monitor=("relu_1",))
+        wanted = by_simulate(compiled, [counts], 5)
+        same(by_torch(compiled.modules(), compiled, [counts], 5), wanted)
+        same(by_onnxruntime(compiled, [counts], 5), wanted)
+
+
 def test_modules_of_the_float_stage_are_the_network_itself() -> None:
     """Conversion of spiking modules, one for one: the user's own weights, and the same spikes."""
     for seed in range(20):

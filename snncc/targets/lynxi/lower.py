@@ -186,6 +186,7 @@ class _Lowering:
         self._insert(node.name, kind, inputs, node.type.shape, **attributes)
 
     def _insert(self, name: str, kind: str, inputs: tuple[str, ...], shape: Sequence[int], **attributes: Any) -> str:
+        """A layer and its name; its module's name is one that Python takes."""
         module = identifier(name.replace(".", "_"))
         while module in self.modules:
             module += "_"
@@ -193,6 +194,10 @@ class _Lowering:
         entry = {"name": name, "kind": kind, "inputs": list(inputs), "shape": list(shape), "module": module}
         self.layers.append(entry | attributes)
         return name
+
+    def _free(self, name: str) -> str:
+        """``name``, or one like it that no value of the graph has."""
+        return self._free(f"{name}_") if name in self.graph.by_name else name
 
     def _keep(self, name: str, array: Array) -> str:
         self.arrays[name] = np.ascontiguousarray(array, dtype=np.float32)
@@ -208,7 +213,7 @@ class _Lowering:
             return name
         if name not in self.repeated:
             shape = self.graph[name].type.shape
-            self.repeated[name] = self._insert(f"{name}.repeated", "repeat", (name,), shape)
+            self.repeated[name] = self._insert(self._free(f"{name}.repeated"), "repeat", (name,), shape)
         return self.repeated[name]
 
     # --- nodes ---
@@ -279,7 +284,7 @@ class _Lowering:
         channels, height, width = self.graph[node.args[0]].type.shape
         shape = (channels, height + top + bottom, width + left + right)
         pads = {"before": (0, top, left), "after": (0, bottom, right), "mode": "constant", "value": 0.0}
-        return (self._insert(f"{node.name}.padded", "pad", args, shape, **pads),)
+        return (self._insert(self._free(f"{node.name}.padded"), "pad", args, shape, **pads),)
 
     def _neuron(self, node: Node, op: ops.If | ops.Lif, args: tuple[str, ...], scale: Array) -> None:
         def number(value: PerChannel) -> Array:

@@ -52,14 +52,20 @@ def compare(program: Program, xs: Sequence[Array], timesteps: int) -> Loss:
         xs: whole numbers of every input, (T, N, *shape), or (1, N, *shape) of one that is the same in every step.
         timesteps: T.
     """
-    exact, rounded = (_run(program, xs, timesteps, precision) for precision in ("float32", "float16"))
-    spikes = {
-        name: float(np.mean([np.not_equal(a, b).mean() for a, b in zip(exact.spikes[name], other, strict=True)]))
-        for name, other in rounded.spikes.items()
-    }
-    scores = [
-        [y * w / timesteps for y, w in zip(run.outputs, _worth(program), strict=True)] for run in (exact, rounded)
-    ]
+    import torch
+
+    exact, rounded = machines = [_Machine(program, precision) for precision in ("float32", "float16")]
+    apart = dict.fromkeys(exact.neurons.values(), 0)
+    totals: list[list[Array]] = [[], []]
+    for t in range(timesteps):
+        now = [torch.from_numpy(x[t if len(x) > 1 else 0].astype(np.float32)) for x in xs]
+        for machine, total in zip(machines, totals, strict=True):
+            y = machine.step(now)
+            total[:] = [a + b for a, b in zip(total, y, strict=True)] if total else y
+        for name in apart:
+            apart[name] += int((exact.spikes[name] != rounded.spikes[name]).sum())
+    spikes = {name: count / (timesteps * exact.spikes[name].numel()) for name, count in apart.items()}
+    scores = [[y * w / timesteps for y, w in zip(total, _worth(program), strict=True)] for total in totals]
     first, second = (y[0].reshape(len(y[0]), -1).argmax(axis=1) for y in scores)
     return Loss(spikes, float((first == second).mean()), tuple(rounded.overflow), tuple(scores[1]))
 
@@ -106,44 +112,41 @@ def size(graph: Graph) -> dict[str, int]:
     return {"neurons": neurons, "synapses": synapses, "operations": operations}
 
 
-@dataclass
-class _Run:
-    spikes: dict[str, list[Array]]
-    overflow: list[str]
-    outputs: list[Array]
+class _Machine:
+    """A program in one precision, with its states."""
 
+    def __init__(self, program: Program, precision: str) -> None:
+        from snncc.targets.lynxi import model
 
-def _run(program: Program, xs: Sequence[Array], timesteps: int, precision: str) -> _Run:
-    import torch
+        module = model.build(program.network, program.arrays, precision)
+        self.module = module.half().float() if precision == "float16" else module
+        self.precision, self.model = precision, model
+        self.neurons = {e["module"]: e["name"] for e in program.network["layers"] if e["kind"] == "neuron"}
+        self.states: dict[str, torch.Tensor] = {}
+        self.spikes: dict[str, torch.Tensor] = {}  # of the last step
+        self.overflow: list[str] = []
+        for key, name in self.neurons.items():
+            self.module.get_submodule(key).register_forward_hook(self._watch(name))
 
-    from snncc.targets.lynxi import model
-
-    module = model.build(program.network, program.arrays, precision)
-    done = _Run({}, [], [])
-    neurons = {entry["module"]: entry["name"] for entry in program.network["layers"] if entry["kind"] == "neuron"}
-
-    def watch(name: str) -> Callable[[Any, Any, Any], None]:
-        rows = done.spikes.setdefault(name, [])
-
+    def _watch(self, name: str) -> Callable[[Any, Any, Any], None]:
         def hook(_: Any, args: tuple[torch.Tensor, ...], spikes: torch.Tensor) -> None:
-            rows.append(spikes.bool().numpy(force=True))
-            if name not in done.overflow and not bool(torch.isfinite(args[0]).all()):
-                done.overflow.append(name)
+            self.spikes[name] = spikes
+            if name not in self.overflow and not bool(args[0].isfinite().all()):
+                self.overflow.append(name)
 
         return hook
 
-    for key, name in neurons.items():
-        module.get_submodule(key).register_forward_hook(watch(name))
-    if precision == "float16":
-        module = module.half().float()
-    model.reset()
-    with torch.inference_mode(), _rounding(precision):
-        for t in range(timesteps):
-            y = module(*(torch.from_numpy(x[t if len(x) > 1 else 0].astype(np.float32)) for x in xs))
-            now = [part.double().numpy(force=True) for part in (y if isinstance(y, tuple) else (y,))]
-            done.outputs = [a + b for a, b in zip(done.outputs, now, strict=True)] if done.outputs else now
-    model.reset()
-    return done
+    def step(self, xs: Sequence[torch.Tensor]) -> list[Array]:
+        """One time step: every output in the program's numbers, float64 (N, *shape)."""
+        import torch
+
+        self.model.reset()
+        self.model.STATES.update(self.states)
+        with torch.inference_mode(), _rounding(self.precision):
+            y = self.module(*xs)
+        self.states = dict(self.model.STATES)
+        self.model.reset()
+        return [part.double().numpy(force=True) for part in (y if isinstance(y, tuple) else (y,))]
 
 
 def _rounding(precision: str) -> Any:
