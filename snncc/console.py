@@ -160,9 +160,9 @@ def size_table(mapping: dict[str, Any], target: Target) -> Table:
         part = mapping[f"{what}_used"]
         table.add_row(what, f"{mapping[what]:,}", _filled(part, f"{limits[what]:,} ({part:.1%})"))
     largest = max(mapping["tensors"], key=lambda t: int(t["bytes"]))
-    table.add_row("weights", _bytes(mapping['weight_bytes']), "")
-    table.add_row("states", _bytes(mapping['state_bytes']), "")
-    table.add_row("largest tensor", _bytes(largest['bytes']), Text(f"{largest['name']} {largest['shape']}"))
+    table.add_row("weights", _bytes(mapping["weight_bytes"]), "")
+    table.add_row("states", _bytes(mapping["state_bytes"]), "")
+    table.add_row("largest tensor", _bytes(largest["bytes"]), Text(f"{largest['name']} {largest['shape']}"))
     table.add_row("per step", _short(mapping["operations_per_step"]), "multiplications")
     table.caption = f"{mapping['form']}, T = {mapping['timesteps']}, batch {mapping['batch']}: {mapping['claim']}"
     table.caption_justify = "left"

@@ -1,10 +1,11 @@
 """A fake of Lynxi's compiler, with the calls that its published users make and no others; each is written to the file
 that FAKE_LYNXI_LOG names. LynxiTech/BIDL: lynadapter/model_operate.py, custom_op_in_lyn/custom_op_my_lif.py;
-spikingjelly: activation_based/lynxi_exchange.py."""
+fangwei123456/spikingjelly: spikingjelly/activation_based/lynxi_exchange.py."""
 
 import json
 import os
-from collections import Counter
+import sys
+import types
 from pathlib import Path
 
 import torch
@@ -12,11 +13,27 @@ import torch
 
 def log(*entry):
     with Path(os.environ["FAKE_LYNXI_LOG"]).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(entry, default=str) + "\n")
+        file.write(json.dumps(entry) + "\n")
 
 
-op_graph_batch_limit = None  # set before a model is loaded
-pytorch_convert_map = {}
+class Strict(types.ModuleType):
+    def __setattr__(self, name, value):
+        assert name == "op_graph_batch_limit", f"nobody sets lyngor.{name}"
+        log(name, value)
+
+
+sys.modules[__name__].__class__ = Strict
+
+
+class ConvertMap(dict):
+    def update(self, entries):
+        (name,) = entries
+        assert name in [f"custom::{known}" for known in ("load", "save", "cmpandfire", "resetwithdecay")]
+        log("convert", name)
+        super().update(entries)
+
+
+pytorch_convert_map = ConvertMap()
 
 
 class apu:
@@ -34,26 +51,23 @@ class apu:
 
 
 class DLModel:
-    """`mod` and `graph` are two names of what was loaded, by different users."""
-
-    def load(self, model, model_type, *, inputs_dict, in_type="float32", out_type=None):
+    def load(self, model, model_type, *, inputs_dict, in_type, out_type=None):
         assert isinstance(model, torch.nn.Module)
         assert not model.training
+        log("load", model_type, {k: list(v) for k, v in inputs_dict.items()}, in_type, out_type)
         inputs = [torch.zeros(shape) for shape in inputs_dict.values()]
         with torch.no_grad():
             graph = torch.jit.trace(model, inputs, check_trace=False).inlined_graph
-        kinds = Counter(node.kind() for node in graph.nodes() if node.kind().startswith("custom::"))
-        flags = [list(n.inputs())[1].toIValue() for n in graph.nodes() if n.kind() == "custom::save"]
-        # What TVM's front end hands to a converter: the operands, tensors and numbers.
-        converted = []
-        for node in graph.nodes():
-            if node.kind().startswith("custom::"):
-                operands = [[] if v.node().kind() == "prim::ListConstruct" else v.toIValue() for v in node.inputs()]
-                converted.append(pytorch_convert_map[node.kind()](["x", *operands[1:]], None))
-        log("load", model_type, {k: list(v) for k, v in inputs_dict.items()}, in_type, out_type, op_graph_batch_limit)
-        log("traced", dict(kinds), flags, converted)
-        self.mod = self.graph = "graph"
-        self.params = "params"
+        nodes = [node for node in graph.nodes() if node.kind().startswith("custom::")]
+        # What TVM's front end hands to a converter: the operands; a tensor as an expression, numbers and texts as such.
+        operands = [
+            [[] if v.node().kind() == "prim::ListConstruct" else v.toIValue() for v in list(node.inputs())[1:]]
+            for node in nodes
+        ]
+        kinds = [node.kind() for node in nodes]
+        log("traced", *[[kind, *[x for x in xs if x and isinstance(x, str)][:1]] for kind, xs in zip(kinds, operands)])
+        log("converted", *[pytorch_convert_map[kind](["x", *xs], None) for kind, xs in zip(kinds, operands)])
+        self.mod, self.graph, self.params = "mod", "graph", "params"
 
 
 class Builder:
@@ -62,5 +76,6 @@ class Builder:
 
     def build(self, graph, params, *opt_level, out_path, **options):
         assert set(options) <= {"apu_only", "profiler", "run_batch", "version"}
-        log("build", graph, params, list(opt_level), Path(out_path).name, options)
+        log("build", graph, params, *opt_level, Path(out_path).name, options)
+        (Path(out_path) / "Net_0").mkdir(parents=True)
         return out_path

@@ -1,5 +1,7 @@
-"""A fake of lynpy as LynxiTechnology/Lynxi-model-zoo publishes it (common/libs/lynpy.py): sizes are checked as there, a
-batch goes in and comes out sample by sample. The model that it runs is the module of the written folder, in float32."""
+"""A fake of lynpy as LynxiTechnology/Lynxi-model-zoo publishes it (common/libs/lynpy.py): a tensor is what the host has
+and what the device has of it, sizes are checked, a batch goes in and comes out sample by sample, and the listed outputs
+are the same arrays after every call. The model that it runs is the module of the working folder, in float32: of what
+fp16 changes it says nothing."""
 
 import sys
 from pathlib import Path
@@ -12,68 +14,83 @@ from lyngor import log
 
 class Tensor:
     def __init__(self, dev_id=0, size=0):
-        self.data_size, self.data, self.devptr = size, None, None
+        self.data_size, self.devptr, self._host = size, np.zeros(size, np.uint8), None
 
     def from_numpy(self, data):
         parts = data if isinstance(data, list) else [data]
-        assert all(isinstance(d, np.ndarray) and d.dtype == np.float16 for d in parts)
-        total = sum(d.nbytes for d in parts)
+        total = sum(d.size * d.itemsize for d in parts)
         assert self.data_size == total, f"required {self.data_size}, input {total}"
-        self.data = data
+        found = [[d.dtype.name, *d.shape] for d in parts]
+        log("from_numpy", *(found if isinstance(data, list) else found[0]))
+        self._host = data
+        return self
+
+    def view_as(self, shape, dtype="float32"):
+        assert self._host is None
+        self._host = np.empty(shape, dtype)
+        assert self.data_size == self._host.nbytes
         return self
 
     def apu(self):
-        self.devptr = np.concatenate([d.ravel() for d in (self.data if isinstance(self.data, list) else [self.data])])
+        log("apu")
+        parts = self._host if isinstance(self._host, list) else [self._host]
+        self.devptr[:] = np.concatenate([np.frombuffer(d.tobytes(), np.uint8) for d in parts])
         return self
 
     def cpu(self):
+        log("cpu")
+        self._host[...] = self.devptr.view(self._host.dtype).reshape(self._host.shape)
         return self
 
     def numpy(self):
-        return self.data
+        return self._host
+
+    def _split(self, sizes):
+        parts = []
+        for at, size in zip(np.cumsum([0, *sizes]), sizes):
+            parts.append(Tensor(size=size))
+            parts[-1].devptr = self.devptr[at : at + size]
+        return parts
 
 
 class Model:
     def __init__(self, dev_id=0, path=None):
-        log("Model", dev_id, Path(path).name)
-        sys.path.insert(0, str(Path(path).parent))
+        log("Model", dev_id, path)
+        assert Path(path).name == "Net_0" and Path(path).is_dir()
+        sys.path.insert(0, str(Path.cwd()))
         import model
 
         self.context, self.stream, self.model = "context", "stream", "model"
-        self.network, arrays = model.read(Path(path).parent)
-        self.module = model.build(self.network, arrays)
+        network, arrays = model.read(Path.cwd())
+        self._module = model.build(network, arrays)
         pylynchipsdk.STATES = model.STATES  # which nothing but its reset may clear
-        self.shapes = [tuple(x.shape) for x in model.example(self.network)]
-        self.batch_size = self.network["batch"] if self.network["form"] == "outer-loop" else 1
-        self.inputs = Tensor(size=2 * self.batch_size * sum(int(np.prod(s)) for s in self.shapes))
+        outer = network["form"] == "outer-loop"
+        self.batch_size = network["batch"] if outer else 1
+        rows = 1 if outer else network["timesteps"] * network["batch"]
+        self._takes = [tuple(x.shape) for x in model.example(network)]
+        self._gives = [(rows, *entry["shape"]) for entry in network["outputs"]]
+        self._input = Tensor(size=self.batch_size * sum(2 * int(np.prod(s)) for s in self._takes))
+        self._output = Tensor(size=self.batch_size * sum(4 * int(np.prod(s)) for s in self._gives))
+        self._output_list = None
 
     def input_tensor(self):
-        return self.inputs
+        return self._input
 
-    def __call__(self, tensor):
-        assert tensor is self.inputs and tensor.devptr is not None
-        log("infer", int(tensor.devptr.size))
-        samples, at = [], 0
-        for _ in range(self.batch_size):
-            row = []
-            for shape in self.shapes:
-                size = int(np.prod(shape))
-                row.append(torch.from_numpy(tensor.devptr[at : at + size].astype(np.float32).reshape(shape)))
-                at += size
-            samples.append(row)
-        whole = [torch.cat([row[i] for row in samples]) for i in range(len(self.shapes))]
+    def __call__(self, input):
+        log("infer")
+        assert input.data_size == self._input.data_size
+        samples = input.devptr.view(np.float16).astype(np.float32).reshape(self.batch_size, -1)
+        parts = np.split(samples, np.cumsum([np.prod(s) for s in self._takes])[:-1], axis=1)
+        xs = [torch.from_numpy(x.reshape(-1, *s[1:])) for x, s in zip(parts, self._takes)]
         with torch.no_grad():
-            y = self.module(*whole)
-        self.found = [part.numpy() for part in (y if isinstance(y, tuple) else (y,))]
-        return self
+            y = self._module(*xs)
+        ys = [part.numpy().reshape(self.batch_size, -1) for part in (y if isinstance(y, tuple) else (y,))]
+        self._output.devptr.view(np.float32)[:] = np.concatenate(ys, axis=1).ravel()
+        return self._output
 
     def output_list(self):
-        rows = []
-        for i in range(self.batch_size):
-            row = []
-            for y in self.found:
-                tensor = Tensor()
-                tensor.data = y[i : i + 1] if self.batch_size > 1 or len(y) == 1 else y
-                row.append(tensor)
-            rows.append(row)
-        return rows
+        if self._output_list is None:
+            sizes = [4 * int(np.prod(s)) for s in self._gives]
+            samples = self._output._split([sum(sizes)] * self.batch_size)
+            self._output_list = [[t.view_as(s) for t, s in zip(part._split(sizes), self._gives)] for part in samples]
+        return self._output_list

@@ -1,5 +1,7 @@
 """A fake of Lynxi's runtime library: what LynxiTech/BIDL calls to forget states (lynadapter/lyn_sdk_model.py)."""
 
+import os
+
 from lyngor import log
 
 STATES = {}  # of the fake model; lynpy.py hands it over
@@ -13,4 +15,4 @@ def lyn_set_current_context(context):
 def lyn_model_reset_async(stream, model):
     log("lyn_model_reset_async", stream, model)
     STATES.clear()
-    return 0
+    return int(os.environ.get("FAKE_LYNXI_FAILS", "0"))
