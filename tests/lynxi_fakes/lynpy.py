@@ -47,7 +47,7 @@ class Tensor:
 
     def _split(self, sizes):
         parts = []
-        for at, size in zip(np.cumsum([0, *sizes]), sizes):
+        for at, size in zip(np.cumsum([0, *sizes])[:-1], sizes, strict=True):
             parts.append(Tensor(size=size))
             parts[-1].devptr = self.devptr[at : at + size]
         return parts
@@ -81,7 +81,7 @@ class Model:
         assert input.data_size == self._input.data_size
         samples = input.devptr.view(np.float16).astype(np.float32).reshape(self.batch_size, -1)
         parts = np.split(samples, np.cumsum([np.prod(s) for s in self._takes])[:-1], axis=1)
-        xs = [torch.from_numpy(x.reshape(-1, *s[1:])) for x, s in zip(parts, self._takes)]
+        xs = [torch.from_numpy(x.reshape(-1, *s[1:])) for x, s in zip(parts, self._takes, strict=True)]
         with torch.no_grad():
             y = self._module(*xs)
         ys = [part.numpy().reshape(self.batch_size, -1) for part in (y if isinstance(y, tuple) else (y,))]
@@ -92,5 +92,7 @@ class Model:
         if self._output_list is None:
             sizes = [4 * int(np.prod(s)) for s in self._gives]
             samples = self._output._split([sum(sizes)] * self.batch_size)
-            self._output_list = [[t.view_as(s) for t, s in zip(part._split(sizes), self._gives)] for part in samples]
+            self._output_list = [
+                [t.view_as(s) for t, s in zip(part._split(sizes), self._gives, strict=True)] for part in samples
+            ]
         return self._output_list

@@ -29,6 +29,7 @@ from typing import Any, Dict, List, Optional
 from zipfile import BadZipFile
 
 FOLDER = Path(__file__).resolve().parent
+NO_FILE = (OSError, EOFError, ValueError, KeyError, BadZipFile)  # what reading one that is no JSON or npz raises
 
 
 class RunError(Exception):
@@ -66,9 +67,10 @@ def run(options: argparse.Namespace) -> str:
 
     try:
         network = json.loads((FOLDER / "network.json").read_text(encoding="utf-8"))
-        with np.load(str(FOLDER / "network.npz"), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, BadZipFile) as error:
+        arrays = read_npz(str(FOLDER / "network.npz"))
+        if not isinstance(network, dict) or network.get("format") != 1:
+            raise ValueError("network.json has not format 1")
+    except NO_FILE as error:
         raise RunError(f"the network cannot be read: {error}") from None
     steps = network["timesteps"] if options.timesteps is None else options.timesteps
     if steps < 1:
@@ -81,6 +83,8 @@ def run(options: argparse.Namespace) -> str:
         outputs = EXECUTORS[executor](network, xs, steps, options)
     except ImportError as error:
         raise RunError(f"{executor} is not in this Python: {error}") from None
+    except AssertionError as error:  # how lynpy says everything
+        raise RunError(f"{executor} failed: {str(error) or 'an assertion of its own'}") from error
     results = {}
     for i, (entry, y) in enumerate(zip(network["outputs"], outputs)):
         scale, worth = (per_channel(entry, what, arrays) for what in ("scale", "worth"))
@@ -90,7 +94,10 @@ def run(options: argparse.Namespace) -> str:
             results[f"scores{i}"] = integers.mean(axis=0) * scale * worth
         else:
             results["spikes/{}".format(entry["value"])] = integers.round().astype(np.int32)
-    np.savez(options.output, **results)
+    try:
+        np.savez(options.output, **results)
+    except OSError as error:
+        raise RunError(f"the output cannot be written: {error}") from None
     return executor
 
 
@@ -102,22 +109,35 @@ def per_channel(entry: Dict[str, Any], what: str, arrays: Dict[str, Any]) -> Any
     return arrays[value].astype("float64").reshape(-1, *[1] * (len(entry["shape"]) - 1))
 
 
+def read_npz(path: str) -> Dict[str, Any]:
+    """All arrays of an npz file."""
+    import numpy as np
+
+    found = np.load(path, allow_pickle=False)
+    if isinstance(found, np.ndarray):
+        raise ValueError(f"{path} holds one array, it is no npz")
+    with found as file:
+        return {name: file[name] for name in file.files}
+
+
 def read_inputs(path: str, network: Dict[str, Any], steps: int) -> List[Any]:
     """The inputs in the order of the network's, float32: (T, N, *shape) each, or (1, N, *shape) of a constant one."""
     import numpy as np
 
     xs = []
     try:
-        with np.load(path, allow_pickle=False) as file:
-            for i, entry in enumerate(network["inputs"]):
-                x = file[f"x{i}"]
-                x = x[None] if entry["constant"] else x
-                if x.shape[2:] != tuple(entry["shape"]) or (not entry["constant"] and len(x) != steps):
-                    shape = ("N",) if entry["constant"] else (str(steps), "N")
-                    want = ", ".join(shape + tuple(str(n) for n in entry["shape"]))
-                    raise RunError("x{} must have shape ({}), it has {}".format(i, want, file[f"x{i}"].shape))
-                xs.append(x.astype(np.float32))
-    except (OSError, ValueError, KeyError, BadZipFile) as error:
+        arrays = read_npz(path)
+        for i, entry in enumerate(network["inputs"]):
+            if f"x{i}" not in arrays:
+                raise RunError(f"the input cannot be read: it has no x{i}")
+            x = arrays[f"x{i}"]
+            x = x[None] if entry["constant"] else x
+            if x.shape[2:] != tuple(entry["shape"]) or (not entry["constant"] and len(x) != steps):
+                shape = ("N",) if entry["constant"] else (str(steps), "N")
+                want = ", ".join(shape + tuple(str(n) for n in entry["shape"]))
+                raise RunError("x{} must have shape ({}), it has {}".format(i, want, arrays[f"x{i}"].shape))
+            xs.append(x.astype(np.float32))
+    except NO_FILE as error:
         raise RunError(f"the input cannot be read: {error}") from None
     if len({x.shape[1] for x in xs}) != 1 or not xs[0].shape[1]:
         raise RunError("the inputs do not hold the same number of samples")
@@ -129,7 +149,10 @@ def by_onnxruntime(network: Dict[str, Any], xs: List[Any], steps: int, options: 
     import numpy as np
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(FOLDER / "step.onnx"), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(str(FOLDER / "step.onnx"), providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 (classes of its own)
+        raise RunError(f"step.onnx cannot be read: {error}") from None
     n = xs[0].shape[1]
     names = [output.name for output in session.get_outputs()]
     feeds = {
