@@ -181,6 +181,18 @@ def test_without_lyngor(tmp_path: Path) -> None:
     assert "lyngor, torch and numpy must be in this Python" in done.stdout
 
 
+def test_without_the_custom_operations(tmp_path: Path) -> None:
+    folder = Folder(tmp_path, compiled(reset="zero"))
+    done = folder.run("compile_lynxi.py", "--custom-ops", "absent.so")
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "the custom operations are not to be had, see --custom-ops: " in done.stdout
+    assert "absent.so" in done.stdout
+    code = "import torch; del torch.library; import compile_lynxi; raise SystemExit(compile_lynxi.main([]))"
+    done = folder.run("-c", code)  # an old torch, which cannot be taught operations in Python
+    assert (done.returncode, done.stderr) == (2, "")
+    assert "see --custom-ops: " in done.stdout
+
+
 # --- run.py ---------------------------------------------------------------------------------------------------------
 
 LYNPY = ("run.py", "--executor", "lynpy", "--model", "Net_0", "--input", "x.npz", "--output", "y.npz")

@@ -85,7 +85,11 @@ def main(arguments: Optional[List[str]] = None) -> int:
         print(f"error: {error}: lyngor, torch and numpy must be in this Python")
         return 2
     network, arrays = snncc_model.read(FOLDER)
-    snncc_model.register(options.custom_ops)
+    try:
+        snncc_model.register(options.custom_ops)
+    except (AttributeError, TypeError, OSError) as error:
+        print(f"error: the custom operations are not to be had, see --custom-ops: {error}")
+        return 2
     module = snncc_model.build(network, arrays, precision="float16")
     path = build(lyngor, module, network, snncc_model.example(network), options.out, options.profiler)
     print(f"compiled to {path}; now: python run.py --model {path} --input input.npz --output output.npz")
