@@ -179,6 +179,27 @@ def test_two_inputs_and_two_outputs() -> None:
         same(by_onnxruntime(compiled, xs, 5), wanted)
 
 
+def test_a_value_that_is_returned_twice_and_monitored() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = torch.relu(self.layer(x))
+            return y, y
+
+    x = np.random.default_rng(0).random((8, 4), dtype=np.float32)
+    for form in FORMS:
+        options: dict[str, Any] = {"monitor": ("relu", "relu"), "form": form}
+        compiled = snncc.compile(Net(), "lynxi", calibration=x, timesteps=5, bias="keep", **options)
+        network = program(compiled).network
+        assert [(e["value"], network["scores"]) for e in network["outputs"]] == [("relu", 2)] * 3
+        wanted = by_simulate(compiled, [x], 5)[:3]
+        same(by_torch(compiled.modules(), compiled, [x], 5), wanted)
+        same(by_onnxruntime(compiled, [x], 5), wanted)
+
+
 def test_ready_made_spikes_come_as_they_are() -> None:
     counts = np.random.default_rng(0).integers(0, 3, (5, 4, 1, 8, 8)).astype(np.float32)
     for form in FORMS:

@@ -58,7 +58,7 @@ def lower(
         batch: samples at once.
         monitor: neurons whose spikes become outputs, beside the graph's.
     """
-    return _Lowering(graph, form, timesteps, batch, tuple(monitor)).run()
+    return _Lowering(graph, form, timesteps, batch, tuple(dict.fromkeys(monitor))).run()
 
 
 def is_static(graph: Graph) -> dict[str, bool]:
@@ -297,7 +297,7 @@ class _Lowering:
         fits = low > LOWEST and high < HIGHEST
         unit = 1.0 if self.exact else per_channel(node.type.unit, self.graph.store, 1)
         self.scale[node.name] = 1.0 / np.asarray(unit)
-        threshold, rest = np.asarray(theta - v0), np.asarray(-v0)
+        threshold, rest = np.asarray(theta - v0), np.asarray(0.0 - v0)
         self._add(
             node,
             "neuron",

@@ -68,8 +68,10 @@ class _Writer:
             getattr(self, f"_{layer['kind']}")(layer, list(layer["inputs"]))
         outputs = {}
         for entry in network["outputs"]:
-            outputs[f"{entry['value']}.output"] = entry["shape"]
-            self._op("Identity", [entry["name"]], f"{entry['value']}.output")
+            output = f"{entry['value']}.output"
+            if output not in outputs:  # a value may be returned twice, or monitored as well
+                outputs[output] = entry["shape"]
+                self._op("Identity", [entry["name"]], output)
         outputs |= {f"{name}.next": shape for name, shape in kept.items()}
         given, made = (
             [helper.make_tensor_value_info(name, self.type, ["N", *shape]) for name, shape in values.items()]

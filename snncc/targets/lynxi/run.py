@@ -212,7 +212,7 @@ def step(model: Any, xs: List[Any], whole: bool = False) -> List[Any]:
     model(model.input_tensor().from_numpy(data[0] if len(data) == 1 else data).apu())
     found = [[tensor.cpu().numpy().copy() for tensor in sample] for sample in model.output_list()]
     if whole:
-        return found[0]
+        return [np.concatenate([sample[i].ravel() for sample in found]) for i in range(len(found[0]))]
     return [np.concatenate([sample[i][None] for sample in found]) for i in range(len(found[0]))]
 
 
