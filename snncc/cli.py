@@ -96,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     _model_arguments(sub, folder=True)
     sub.add_argument("--after", metavar="PASS", help="the graph after this pass only (default: the last)")
     sub.add_argument("--print-after-all", action="store_true", help="the graph after every pass")
+    sub.add_argument("--diff", action="store_true", help="what each pass changed, not the whole graph")
     sub.add_argument("--only-changed", action="store_true", help="skip passes that changed nothing")
     sub.add_argument("--no-loc", action="store_true", help="without source locations")
     return parser
@@ -270,24 +271,40 @@ def _output(
 
 def _dump(options: argparse.Namespace) -> int:
     from snncc.compiled import load
+    from snncc.explore import differences
     from snncc.ir import print_graph
     from snncc.ir.diagnostics import input_error
 
     records = (load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)).records
+    chosen = list(range(len(records)))
     if options.after:
-        named = [r for r in records if r.label.partition("{")[0] == options.after]
-        if not named:
-            known = ", ".join(r.label.partition("{")[0] for r in records)
-            raise input_error("SNN070", f"there is no pass {options.after!r}", f"choose one of {known}")
-        records = tuple(named[-1:])
-    elif not options.print_after_all:
-        records = records[-1:]
-    chosen = [r for r in records if r.changed or not options.only_changed]
+        names = [r.label.partition("{")[0] for r in records]
+        if options.after not in names:
+            hint = f"choose one of {', '.join(names)}"
+            raise input_error("SNN070", f"there is no pass {options.after!r}", hint)
+        chosen = [i for i in chosen if names[i] == options.after][-1:]
+    elif not options.print_after_all and not options.diff:
+        chosen = chosen[-1:]
+    locations, said = not options.no_loc, []
+    for i in chosen:
+        record = records[i]
+        if not record.changed and options.only_changed:
+            continue
+        entry: dict[str, Any] = {"label": record.label, "text": print_graph(record.graph, locations)}
+        if options.diff:
+            entry["diff"] = differences(records[i - 1].graph, record.graph, locations) if i else []
+        said.append(entry | {"banner": print_graph(record.graph, banner=record.label).partition("\n")[0]})
     if options.json:
-        _say([{"label": r.label, "text": print_graph(r.graph, not options.no_loc)} for r in chosen])
+        _say([{key: value for key, value in entry.items() if key != "banner"} for entry in said])
         return 0
-    for record in chosen:
-        print(print_graph(record.graph, not options.no_loc, banner=record.label))
+    from snncc.console import console, mlir_text
+
+    out = console()
+    for entry in said:
+        body = entry["text"]
+        if options.diff and entry["label"] != records[0].label:
+            body = "\n".join([*entry["diff"], ""]) if entry["diff"] else "// (no change)\n"
+        out.print(mlir_text(f"{entry['banner']}\n{body}"), soft_wrap=True)
     return 0
 
 

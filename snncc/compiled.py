@@ -211,6 +211,66 @@ class CompiledModel:
         module: torch.nn.Module = self.target.modules(self._stage(stage), self.options)
         return module
 
+    def record(self, sources: bool = True) -> dict[str, Any]:
+        """Every stage as plain data that JSON can hold: nodes, types, units, places in your source, diagnostics, time
+        and memory of each pass, and, of a fresh compile, what values are on calibration samples. See docs/record.md.
+
+        Args:
+            sources: put the text of your files in.
+        """
+        from snncc import __version__
+        from snncc.explore import record
+
+        options = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()}
+        return record(
+            self.records,
+            self._stage_numbers(),
+            sources,
+            snncc=__version__,
+            target=self.target.name,
+            options=options,
+            diagnostics=[d.to_json() for d in self.diagnostics],
+            report=self.report,
+            mapping=self.mapping,
+        )
+
+    def _stage_numbers(self, most: int = 16) -> dict[int, dict[str, dict[str, float]]]:
+        """By the index of each stage that changed anything, of every value run as a network on calibration samples: the
+        range and size of its real values, and the relative distance (2-norm) from the traced network's value of that
+        name."""
+        if not self.sample:
+            return {}
+        import torch
+
+        from snncc.engine import TorchEngine
+
+        engine, xs = TorchEngine(), [x[:most] for x in self.sample[0]]
+        found: dict[int, dict[str, dict[str, float]]] = {}
+        first: dict[str, Array] = {}
+        for i, stage in enumerate(self.records):
+            if i and not stage.changed:
+                continue
+            rows = found.setdefault(i, {})
+
+            def visit(name: str, value: Array, i: int = i, rows: dict[str, dict[str, float]] = rows) -> None:
+                size = float(np.linalg.norm(value))
+                rows[name] = {
+                    "min": float(value.min()),
+                    "max": float(value.max()),
+                    "rms": size / value.size**0.5,
+                    "zeros": float((value == 0).mean()),
+                }
+                if not i:
+                    first[name] = value.copy()
+                elif (
+                    name in first and first[name].shape == value.shape and (norm := float(np.linalg.norm(first[name])))
+                ):
+                    rows[name]["error"] = float(np.linalg.norm(value - first[name])) / norm
+
+            exact = stage.graph.stage in (Stage.INT, Stage.MAPPED)
+            engine.values(stage.graph, xs, visit, torch.float64 if exact else torch.float32)
+        return found
+
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
         its rates tend to."""

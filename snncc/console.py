@@ -36,6 +36,19 @@ def diagnostic_text(diagnostic: Diagnostic) -> Text:
     return text
 
 
+def mlir_text(text: str) -> Text:
+    """A stage's text, or a diff of two, in colours: banners, values, operations, places, lines that came and went."""
+    shown = Text(text)
+    shown.highlight_regex(r"%[\w.$]+", "cyan")
+    shown.highlight_regex(r'"snn\.\w+"', "bold")
+    shown.highlight_regex(r"(?<= )loc\(.*\)$|dense_resource<[^>]*>", "dim")
+    shown.highlight_regex(r"(?m)^//.*$", "bold green")
+    shown.highlight_regex(r"(?m)^@@.*$", "magenta")
+    shown.highlight_regex(r"(?m)^\+.*$", "green")
+    shown.highlight_regex(r"(?m)^-.*$", "red")
+    return shown
+
+
 def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
     """All diagnostics, the worst last, where a reader's eye is; and how many of each."""
     order = [Severity.NOTE, Severity.WARNING, Severity.ERROR]

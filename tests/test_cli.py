@@ -335,6 +335,20 @@ def test_dump_after(capsys: Captured) -> None:
     assert "SNN070" in said and "there is no pass 'optimise'" in said and "lower-activations" in said
 
 
+def test_dump_differences(capsys: Captured, built: Path) -> None:
+    """What each pass changed; the first stage is whole, and what changed nothing says so."""
+    status, everything = ask(capsys, *DUMP, "--diff")
+    assert status == 0 and len(everything) == 13
+    assert everything[0]["diff"] == [] and all(each["diff"][0].startswith("@@") for each in everything if each["diff"])
+    _, out, _ = run(capsys, *DUMP, "--diff")
+    assert out.count("// -----// IR Dump After") == 13 and "// (no change)" in out
+    assert "\x1b[" not in out and "+    %conv1.encode" not in out.partition("lower-activations")[0]
+    _, out, _ = run(capsys, *DUMP, "--diff", "--only-changed", "--no-loc")
+    assert "// (no change)" not in out and "loc(" not in out
+    _, out, _ = run(capsys, "dump", built, "--diff", "--after", "quantize")
+    assert out.startswith("// -----// IR Dump After quantize") and "+module attributes" in out
+
+
 def test_dump_a_folder(capsys: Captured, built: Path) -> None:
     status, out, _ = run(capsys, "dump", built)
     assert status == 0 and parse(out) == snncc.load(built).graph

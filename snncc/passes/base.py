@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -125,13 +126,19 @@ class Pass:
 
 @dataclass(frozen=True)
 class StageRecord:
-    """The graph after one pass, and what the pass took and said."""
+    """The graph after one pass, and what the pass took and said.
+
+    Attributes:
+        seconds: how long it took.
+        memory: bytes by which it raised the most that the process ever held; 0 where the system does not say.
+    """
 
     label: str
     graph: Graph
     seconds: float = 0.0
     changed: bool = True
     diagnostics: tuple[Diagnostic, ...] = ()
+    memory: int = 0
 
 
 def run_pipeline(
@@ -153,7 +160,7 @@ def run_pipeline(
     after(records[0])
     for p in passes:
         known = list(context.diagnostics)
-        begin = time.perf_counter()
+        begin, held = time.perf_counter(), _most_held()
         try:
             result = p(graph, context)
         except VerifyError:
@@ -164,12 +171,22 @@ def run_pipeline(
             _drop_repeated(context, known)
         seconds = time.perf_counter() - begin
         new = tuple(context.diagnostics[len(known) :])
-        records.append(StageRecord(str(p), result, seconds, result != graph, new))
+        records.append(StageRecord(str(p), result, seconds, result != graph, new, _most_held() - held))
         after(records[-1])
         graph = result
     if errors(context.diagnostics):
         raise CompileError(context.diagnostics)
     return records
+
+
+def _most_held() -> int:
+    """The most memory that the process has held so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
 
 
 def _drop_repeated(context: Context, known: list[Diagnostic]) -> None:
