@@ -202,7 +202,7 @@ class _Steps:
             return max(largest[0], abs(op.value))
         if isinstance(op, ops.SumPool):
             return largest[0] * prod(op.kernel)
-        if isinstance(op, ops.MaxPool):
+        if isinstance(op, ops.MaxPool) and not op.each_step:
             return largest[0] * self.timesteps
         return sum(largest) if isinstance(op, ops.Add) else max(largest)
 

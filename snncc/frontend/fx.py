@@ -225,8 +225,12 @@ class Tracer(fx.Tracer):
         stack.append((self.paths.get(m, stack[-1][0] if stack else ""), m))
         try:
             if is_neuron(m):  # a loop would hide behind its forward: its state goes from step to step
+                op = lower(m, self.recorder)
                 (x,) = (*args, *kwargs.values())
-                return TensorProxy(self.recorder.new(lower(m, self.recorder), x.value), self)
+                try:
+                    return TensorProxy(self.recorder.new(op, x.value), self)
+                except ShapeError as error:
+                    raise Refused(str(error), code="SNN005") from None
             if isinstance(m, torch.jit.ScriptModule) or (own and not isinstance(m, LAYERS)):
                 # A copy on the meta device, to learn the result's shape: the memo replaces the tensors.
                 memo: dict[int, Any] = {id(x): x.to("meta") for x in (*m.parameters(), *m.buffers())}

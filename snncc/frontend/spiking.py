@@ -26,8 +26,10 @@ _ONE_STEP = (
 
 
 def is_neuron(module: nn.Module) -> bool:
-    """Whether the module is a spiking neuron, of a kind that is known here or not: it has a firing threshold."""
-    return hasattr(module, "v_threshold")
+    """Whether the module is a spiking neuron, of a kind that is known here or not: it has a firing threshold. A network
+    may keep the one that it gives its neurons."""
+    having = [m for m in module.modules() if hasattr(m, "v_threshold")]
+    return having == [module]
 
 
 def lower(module: Any, recorder: Recorder) -> Lif:
@@ -44,13 +46,16 @@ def lower(module: Any, recorder: Recorder) -> Lif:
     if module in recorder.neurons:
         raise Refused("it is called more than once, and has but one state", _ONE_STEP, code="SNN007")
     recorder.neurons.add(module)
+    leaks = type(module).__name__ != "IFNode"
+    if leaks and not hasattr(module, "decay_input"):  # nothing to guess: thresholds would be off by tau
+        help = "set it: where spikingjelly's releases have no such attribute, inputs decay (True)"
+        raise Refused("it does not say whether its input decays: it has no `decay_input`", help, code="SNN007")
     tau, theta = _tau(module), _threshold(module)
-    if not tau >= 1:
-        raise Refused(f"its tau is {tau:g}, which is not at least 1", code="SNN007")
+    if leaks and not tau > 1:
+        raise Refused(f"its tau is {tau:g}, which is not above 1", code="SNN007")
     if not bool((theta > 0).all()):
         raise Refused("its threshold does not lie above its reset potential", code="SNN007")
     threshold = float(theta) if theta.numel() == 1 else recorder.param(theta.reshape(-1), "threshold")
-    leaks = type(module).__name__ != "IFNode"
     return Lif(threshold, 1.0 - 1.0 / tau if leaks else 1.0, "subtract" if module.v_reset is None else "zero")
 
 
@@ -68,19 +73,24 @@ def _threshold(module: Any) -> Tensor:
 
 @contextmanager
 def as_network(model: nn.Module) -> Iterator[None]:
-    """Let every spiking neuron answer as :meth:`Lif.evaluate` does, so that what is between them can be compared. The
-    neurons' states move all the same: to be put right by the front end's ``untouched``."""
-    handles = [m.register_forward_hook(_transfer(m)) for m in model.modules() if is_neuron(m)]
+    """Let every spiking neuron answer as :meth:`Lif.evaluate` does, so that what is between them can be compared. Its
+    own forward does not run: the state stays, which may be that of a batch of another size."""
+    neurons = [m for m in model.modules() if is_neuron(m)]
+    forwards = [vars(m).get("forward") for m in neurons]  # of the instance: mostly none
     try:
+        for m in neurons:
+            vars(m)["forward"] = _transfer(m)
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for m, forward in zip(neurons, forwards, strict=True):
+            del vars(m)["forward"]
+            vars(m).update({} if forward is None else {"forward": forward})
 
 
-def _transfer(module: nn.Module) -> Callable[[Any, tuple[Tensor, ...], Any], Tensor]:
-    def answer(_: Any, args: tuple[Tensor, ...], result: Any) -> Tensor:
-        (x,), theta = args, _threshold(module).to(args[0])
+def _transfer(module: nn.Module) -> Callable[..., Tensor]:
+    def answer(*args: Tensor, **kwargs: Tensor) -> Tensor:
+        (x,) = (*args, *kwargs.values())
+        theta = _threshold(module).to(x)
         return torch.clamp(x / (theta.reshape(-1, *(1,) * (x.dim() - 2)) if theta.numel() > 1 else theta), 0, 1)
 
     return answer

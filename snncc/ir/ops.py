@@ -782,7 +782,9 @@ class Lif(Stateful):
         _need(not isinstance(theta, Param) or theta.shape == x.shape[:1], f"one value per channel for {x.shape}")
         if not isinstance(theta, Param) or theta in store:
             values = np.asarray(store[theta] if isinstance(theta, Param) else theta)
-            _need(bool(np.isfinite(values).all() and (values > 0).all()), "threshold is not positive and finite")
+            with np.errstate(over="ignore"):
+                single = values.astype(np.float32)  # what it computes with
+            _need(bool(np.isfinite(single).all() and (single > 0).all()), "threshold is not positive and finite")
             whole = not x.integer or bool((values == np.rint(values)).all())
             _need(whole, "threshold of an integer neuron is not whole")
         # Until inputs are encoded, nothing is a spike: stage ``ann`` shows the user's network.

@@ -421,6 +421,11 @@ class Lowering:
             rows = np.abs(self.store[built.weight].astype(np.int64)).reshape(built.weight.shape[0], -1).sum(axis=1)
             bias = 0 if built.bias is None else np.abs(self.store[built.bias].astype(np.int64))
             return float((rows * self._most(node.args[0]) + bias).max())
+        if isinstance(node.op, ops.Weighted):  # its integers are yet to be made
+            steps, rows = self._unit(name), np.zeros(node.op.weight.shape[0])
+            for at, w in self._real_weights(node):
+                rows[at] = np.abs(w, out=w).reshape(len(w), -1).sum(axis=1)
+            return float(((rows * self._most(node.args[0]) + np.abs(self._real_bias(node))) / steps).max())
         together = sum if isinstance(node.op, ops.Add) else max
         area = prod(node.op.kernel) if isinstance(node.op, ops.SumPool) else 1
         return area * together(self._most(arg) for arg in node.args)
@@ -622,7 +627,7 @@ def _check_growth(graph: Graph, context: Context) -> None:
             bound, inside = 1.0, v0 + context.timesteps * (x[0] + theta)
         elif isinstance(op, ops.Lif):
             bound = 1.0
-        elif isinstance(op, ops.MaxPool):
+        elif isinstance(op, ops.MaxPool) and not op.each_step:
             inside = x[0] * context.timesteps  # it compares sums over time
         if (found := max(bound, inside)) >= EXACT:
             message = f"the integers of `{node.name}` may reach {found:.3g}, more than can be exact"

@@ -221,7 +221,13 @@ def _own_change(before: Graph, after: Graph, node: Node, x: Array) -> Array:
         np.asarray(theta * per_channel(type.unit, g.store, rank) if type.integer else theta)
         for theta, type, g in zip(thetas, units, (before, after), strict=True)
     )
-    return np.asarray((x + np.abs(new - old)) / np.minimum(old, new))
+    change = np.abs(new - old)
+    if node.type.integer and not before[node.name].type.integer:
+        # Rounded to a step; or raised, of a few channels, or to one step.
+        half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
+        raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
+        change = change if raised else np.minimum(change, half)
+    return np.asarray((x + change) / np.minimum(old, new))
 
 
 def _sigma_delta_change(before: Graph, after: Graph, node: Node) -> Array:

@@ -337,6 +337,93 @@ def test_integer_maxima_are_exact_over_many_steps() -> None:
     assert got.values["n2"].ravel().tolist() == [2**22 + 1.0] * 9
 
 
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+@pytest.mark.parametrize("decay", [1.0, 0.9])
+def test_leaky_membranes_are_float32_whatever_the_integers(decay: float, reset: str) -> None:
+    """Beyond 2**24, where inputs and thresholds are rounded: as the interpreter does, operation by operation."""
+    store = Store()
+    theta = store.put("theta", np.array([2**24 + 1, 2**26 + 3, 3, 2**30 - 1], np.int32))
+    head = ops.Input((4,)), ops.Encode("constant", 1.0, "i32")
+    graph = chain(Stage.INT, *head, ops.Lif(theta, decay, reset), store=store)
+    x = np.random.default_rng(0).integers(-(2**23), 2**26, (5, 4)) | 1
+    want = interp.simulate(graph, x, timesteps=20)
+    got = ENGINE.simulate(graph, x, timesteps=20, record="all", final=True)
+    np.testing.assert_array_equal(got.spikes["n2"], want.spikes("n2"))
+    np.testing.assert_array_equal(got.final["n2"], want.final["n2"])
+    assert 0 < got.rates["n2"] < 1
+
+
+def test_a_maximum_of_each_step_does_not_grow_with_time() -> None:
+    """Sums over time would leave float32 in the third step, and what is exact at all in the last."""
+    head = ops.Input((1, 1, 2)), ops.Encode("constant", 1.0, "i32")
+    graph = chain(Stage.INT, *head, ops.MaxPool((1, 2), (1, 2), each_step=True))
+    steps = simulate._Steps(graph, 2**40, rules.Params(graph.store, "cpu"), frozenset(), False)
+    x = torch.full((1, 1, 1, 1, 2), 2.0**22)
+    y = steps._result(graph["n2"], [x], simulate.Simulation(graph, 1))
+    assert (y.dtype, y.flatten().tolist()) == (torch.float32, [2.0**22])
+
+
+leaky = st.tuples(
+    st.sampled_from([1.0, 0.75, 0.9, 1e-3]), st.sampled_from(["subtract", "zero"]), st.booleans(), st.integers(1, 3)
+)
+
+
+@settings(max_examples=100)
+@given(
+    st.sampled_from([Stage.SNN, Stage.INT, Stage.MAPPED]),
+    st.sampled_from(["constant", "rate", "spikes"]),
+    leaky,
+    leaky,
+    st.tuples(st.integers(1, 3), st.integers(1, 2), st.integers(0, 1), st.integers(1, 2), st.booleans()),
+    st.integers(1, 9),
+    seeds,
+)
+def test_networks_of_leaky_neurons_equal_the_interpreter(
+    stage: Stage,
+    method: str,
+    first: tuple[float, str, bool, int],
+    second: tuple[float, str, bool, int],
+    pool: tuple[int, int, int, int, bool],
+    timesteps: int,
+    seed: int,
+) -> None:
+    """As they are trained: a layer, neurons, a maximum of each step, a layer, neurons."""
+    rng, store, integer = np.random.default_rng(seed), Store(), stage is not Stage.SNN
+
+    def layer(inputs: int, outputs: int) -> tuple[ops.Op, PerChannel | None]:
+        w, b = rng.standard_normal((outputs, inputs, 2, 2)) * 0.5, rng.standard_normal(outputs) * 0.3
+        w, b = ((w * 90).astype(np.int8), (b * 90).astype(np.int32)) if integer else (np.float32(w), np.float32(b))
+        return ops.Conv2d(store.put("w", w), store.put("b", b)), 0.01 if integer else None
+
+    def neuron(decay: float, reset: str, per_channel: bool, channels: int) -> ops.Lif:
+        theta = rng.integers(1, 150, channels) if integer else rng.uniform(0.01, 1.5, channels)
+        theta = theta.astype(np.int32 if integer else np.float32)
+        return ops.Lif(store.put("theta", theta) if per_channel else theta[0].item(), decay, reset)
+
+    kernel, stride, padding, dilation, ceil_mode = pool
+    size, pads, apart = (kernel, kernel), (min(padding, kernel // 2),) * 2, (dilation, dilation)
+    graph = chain(
+        stage,
+        ops.Input((2, 8, 8)),
+        ops.Encode(method, 0.01 if integer and method == "constant" else 1.0, "i32" if integer else "f32"),
+        layer(2, first[3]),
+        neuron(*first),
+        ops.MaxPool(size, (stride, stride), pads, apart, ceil_mode, each_step=True),
+        layer(first[3], second[3]),
+        neuron(*second),
+        store=store,
+    )
+    assert graph["n4"].type.domain is Domain.SPIKE
+    x = rng.integers(0, 2, (timesteps, 3, 2, 8, 8)) if method == "spikes" else rng.random((3, 2, 8, 8))
+    want = interp.simulate(graph, x, timesteps=timesteps)
+    got = ENGINE.simulate(graph, x, timesteps=timesteps, record="spikes", final=True)
+    for name in ("n3", "n4", "n6"):
+        np.testing.assert_array_equal(got.spikes[name], want.spikes(name))
+    for name in ("n3", "n6"):
+        np.testing.assert_array_equal(got.final[name], want.final[name])
+    event(f"fires: {0 < want.spikes('n6').mean() < 1}")
+
+
 def test_bfloat16_for_training_does_not_touch_integers() -> None:
     store = Store()
     rng = np.random.default_rng(0)

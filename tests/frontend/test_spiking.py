@@ -119,13 +119,51 @@ def test_the_expected_operations() -> None:
     assert graph.value(third.threshold).tolist() == [1.0, 2.0]
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model = nn.Sequential(nn.Linear(4, 3), IFNode()).eval()
-    model(torch.ones(2, 4))
-    state, hooks = model[1].v, dict(model[1]._forward_hooks)
-    trace(model, torch.zeros(2, 4), evaluate=evaluate)
+class InPlace(IFNode):
+    """Its state is one tensor that it changes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.v = torch.zeros_like(x) if self.v is None else self.v
+        self.v += x
+        return (self.v >= self.v_threshold).to(x.dtype)
+
+
+InPlace.__name__ = "IFNode"
+
+
+@pytest.mark.parametrize("kind", [IFNode, InPlace])
+@pytest.mark.parametrize("samples", [2, 5])
+def test_the_model_is_left_as_it_was(samples: int, kind: type[IFNode]) -> None:
+    """Its state, too, that may be left from a batch of any size."""
+    model = nn.Sequential(nn.Linear(4, 3), kind()).eval()
+    with torch.no_grad():
+        model(torch.ones(samples, 4))
+    state, before = model[1].v, [dict(vars(m)) for m in model.modules()]
+    values = state.clone()
+    graph, found = trace(model, torch.ones(2, 4), evaluate=evaluate)
+    assert graph is not None
+    assert not found
     assert model[1].v is state
-    assert dict(model[1]._forward_hooks) == hooks
+    assert torch.equal(state, values)
+    assert [vars(m) for m in model.modules()] == before
+
+
+def test_a_replaced_forward_comes_back() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), IFNode()).eval()
+    mine = model[1].forward = lambda x: (x >= 1.0).to(x.dtype)
+    graph, found = trace(model, torch.ones(2, 4), evaluate=evaluate)
+    assert graph is not None
+    assert not found
+    assert model[1].forward is mine
+
+
+def test_a_network_may_keep_the_threshold_of_its_neurons() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), IFNode(0.5)).eval()
+    model.v_threshold = 0.5
+    graph, found = trace(model, torch.ones(2, 4), evaluate=evaluate)
+    assert graph is not None
+    assert not found
+    assert [node.op.mnemonic for node in graph.nodes] == ["input", "linear", "lif"]
 
 
 class Twice(nn.Module):
@@ -141,31 +179,56 @@ class QIFNode(IFNode):
     """Of a kind that nobody here knows."""
 
 
+class Handed(nn.Module):
+    """A neuron that is handed its state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.neuron = nn.Linear(4, 4), QIFNode()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        return self.neuron(x, x)  # type: ignore[no-any-return]
+
+
 def many_steps() -> nn.Module:
     node = IFNode()
     node.step_mode = "m"
     return node
 
 
+def without(name: str) -> nn.Module:
+    """As spikingjelly wrote its ``clock_driven`` neurons, whose inputs always decay."""
+    node = LIFNode()
+    delattr(node, name)
+    return node
+
+
+ONE_STEP, KNOWN = "functional.set_step_mode(model, 's')", "known are IFNode, LIFNode, ParametricLIFNode"
+
+
 @pytest.mark.parametrize(
-    ("model", "code", "words"),
+    ("model", "code", "words", "hint"),
     [
-        (nn.Sequential(nn.Linear(4, 4), many_steps()), "SNN007", "many time steps at once (step_mode='m')"),
-        (nn.Sequential(nn.Linear(4, 4), QIFNode()), "SNN001", "QIFNode is not known"),
-        (Twice(), "SNN007", "called more than once, and has but one state"),
-        (
-            nn.Sequential(nn.Linear(4, 4), IFNode(0.5, 0.5)),
-            "SNN007",
-            "threshold does not lie above its reset potential",
-        ),
-        (nn.Sequential(nn.Linear(4, 4), LIFNode(tau=0.5)), "SNN007", "tau is 0.5, which is not at least 1"),
+        (many_steps(), "SNN007", "many time steps at once (step_mode='m')", ONE_STEP),
+        (QIFNode(), "SNN001", "QIFNode is not known", KNOWN),
+        (Handed(), "SNN001", "QIFNode is not known", KNOWN),
+        (Twice(), "SNN007", "called more than once, and has but one state", ONE_STEP),
+        (IFNode(0.5, 0.5), "SNN007", "threshold does not lie above its reset potential", ""),
+        (IFNode(float("nan")), "SNN007", "threshold does not lie above its reset potential", ""),
+        (IFNode(torch.ones(3)), "SNN005", "one value per channel for (4,)", ""),
+        (LIFNode(tau=0.5), "SNN007", "tau is 0.5, which is not above 1", ""),
+        (LIFNode(tau=1.0), "SNN007", "tau is 1, which is not above 1", ""),
+        (without("decay_input"), "SNN007", "has no `decay_input`", "inputs decay (True)"),
     ],
 )
-def test_refusals(model: nn.Module, code: str, words: str) -> None:
+def test_refusals(model: nn.Module, code: str, words: str, hint: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), model) if isinstance(model, IFNode) else model
     graph, found = trace(model.eval(), torch.zeros(2, 4))
     assert graph is None
     assert [d.code for d in found] == [code]
     assert words in found[0].message
+    assert hint in found[0].hint
     assert found[0].loc.sources
 
 

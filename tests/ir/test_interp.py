@@ -91,6 +91,29 @@ def test_a_leak_by_hand() -> None:
     assert float(trace.final["n2"][0, 0]) == 0.4375  # ((0.5 / 2 + 0.5) / 2 + 0.5) / 2
 
 
+def test_leaky_thresholds_per_channel() -> None:
+    """0.5 a step, halved after each: 0.5, 0.75, 0.875 and on below 1."""
+    store = Store()
+    theta = store.put("theta", np.array([0.5, 0.75, 1.0], np.float32))
+    op = ops.Lif(theta, 0.5, "subtract")
+    type = op.infer((Type((3, 2), "f32", Domain.CURRENT),), store)
+    state, spikes = op.start(1, type, store), []
+    for _ in range(3):
+        state, y = op.step(state, np.full((1, 3, 2), 0.5), type, store)
+        spikes.append(y[0, :, 1].tolist())
+    assert spikes == [[1, 0, 0], [1, 1, 0], [1, 0, 0]]
+    assert state[0, :, 0].tolist() == [0.0, 0.25, 0.4375]
+    assert op.evaluate([np.full((1, 3, 2), 0.6)], type, store)[0, :, 0].tolist() == [1.0, 0.6 / 0.75, 0.6]
+
+
+def test_what_a_leaky_neurons_spike_is_worth() -> None:
+    """One, whatever the threshold and the unit that its input counts; before there are spikes, nothing changes."""
+    op = ops.Lif(3)
+    assert op.infer((Type((2,), "i32", Domain.CURRENT, 0.25),), Store()) == Type((2,), "i32", Domain.SPIKE, 1.0)
+    assert op.infer((Type((2,), "f32", Domain.CURRENT),), Store()) == Type((2,), "f32", Domain.SPIKE, 1.0)
+    assert op.infer((Type((2,)),), Store()) == Type((2,))
+
+
 def test_a_maximum_of_each_step() -> None:
     """Two neurons that fire in turn: one spike a step, and one in all that counts so far know."""
     x = np.zeros((4, 1, 1, 1, 2))

@@ -97,6 +97,23 @@ def test_integer_and_float_attributes_stay_apart() -> None:
         assert repr(again.op.threshold) == repr(threshold)
 
 
+def test_the_attributes_of_spiking_networks_are_text() -> None:
+    store = Store()
+    theta = store.put("theta", np.array([1.0, 2.0], np.float32))
+    nodes = [Node("x", ops.Input((2, 4, 4)), (), Type((2, 4, 4)))]
+    for op in (ops.Encode(), ops.Lif(theta, 0.75, "zero"), ops.MaxPool((2, 2), (2, 2), each_step=True), ops.Lif(1)):
+        nodes.append(Node(f"n{len(nodes)}", op, (nodes[-1].name,), op.infer((nodes[-1].type,), store)))
+    graph = Graph(tuple(nodes), ("n4",), Stage.SNN, store=store)
+    verify(graph)
+    text = print_graph(graph)
+    assert '"snn.lif"(%n1) {threshold = dense_resource<theta' in text
+    assert 'decay = 0.75 : f64, reset = "zero"' in text
+    assert "each_step = true" in text
+    assert parse(text) == graph
+    old = parse(text.replace(", each_step = true", ""))  # as of before there was a choice
+    assert old["n3"].op == ops.MaxPool((2, 2), (2, 2))
+
+
 def test_the_text_of_a_small_network() -> None:
     assert print_graph(relu(), banner="canonicalize") == (
         "// -----// IR Dump After canonicalize //----- //\n"

@@ -805,6 +805,19 @@ def test_neurons_end_the_growth() -> None:
     quantize(chain(8, neurons=True))
 
 
+def test_maxima_of_each_step_do_not_grow_with_time() -> None:
+    def net(each_step: bool) -> Graph:
+        n = snn(64, 1, 2)
+        n.conv(np.ones((64, 64, 1, 1)))
+        n(ops.MaxPool((1, 2), (1, 2), each_step=each_step))
+        return n.graph()
+
+    quantize(net(True), timesteps=1 << 40)
+    context = Context(timesteps=1 << 40)
+    Quantize()(net(False), context)
+    assert codes(context) == ["SNN042"]
+
+
 def test_potentials_grow_with_time() -> None:
     n = snn(64)
     for i in range(2):
@@ -1060,6 +1073,44 @@ def test_bounds_of_inner_sums_and_what_layers_keep_of_their_bits() -> None:
     assert inner() == limit(16)
     assert inner(inner_max=4096) == 64
     assert inner(inner_max=4096, least_bits=8) == 127
+
+
+@pytest.mark.parametrize("theta", [0.75, [0.75, 1.5, 0.375]])
+@pytest.mark.parametrize("decay", [1.0, 0.5, 0.9])
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_leaky_neurons_send_the_same_spikes(reset: str, decay: float, theta: float | list[float]) -> None:
+    """The unit is a power of two, by which float32 scales without rounding: whatever the decay, every spike is the
+    same, and so are the real values behind them."""
+    n = snn(4)
+    n.linear(rng().integers(-16, 17, (3, 4)) / 16, rng(1).integers(-4, 5, 3) / 16, name="fc")
+    given = n.store.put("p", np.array(theta)) if isinstance(theta, list) else theta
+    n(ops.Lif(given, decay, reset), name="lif")
+    n.linear(rng(2).integers(-16, 17, (2, 3)) / 16, name="out")
+    n(ops.Lif(0.75, decay, reset), name="last")
+    graph = n.graph("lif", "last")
+    after = quantize(graph, weight_bits=24, bias_bits=24, threshold_bits=32, threshold_max=768 * 128)
+    for name in ("lif", "last"):
+        op = after[name].op
+        assert isinstance(op, ops.Lif)
+        assert (op.decay, op.reset) == (decay, reset)
+        assert isinstance(op.threshold, int)  # one for all channels, as of any neuron
+        np.testing.assert_allclose(op.threshold * neuron_unit(after, name), theta if name == "lif" else 0.75, 1e-15)
+        assert np.log2(neuron_unit(after, name)).tolist() == np.rint(np.log2(neuron_unit(after, name))).tolist()
+        assert after[name].type.unit == 1.0
+    x = np.rint(rng(3).uniform(0, 127, (16, 4))) / 128
+    before, integers = (simulate(g, x, timesteps=20) for g in (graph, after))
+    for name in ("lif", "last"):
+        np.testing.assert_array_equal(before.spikes(name), integers.spikes(name))
+        assert 0 < before.spikes(name).mean() < 1
+    keeps_its_word(graph, after, x)
+
+
+def test_leaky_neurons_whose_threshold_is_raised_say_so() -> None:
+    n = snn(2, encoding="rate")
+    n.linear(np.array([[100.0, -1.0]]), name="fc")
+    n(ops.Lif(0.5), name="lif")
+    after = quantize(n.graph(), "SNN041")
+    assert after["lif"].op == ops.Lif(1)
 
 
 def test_leaky_neurons_of_the_networks_own() -> None:
