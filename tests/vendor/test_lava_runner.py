@@ -466,7 +466,7 @@ def test_nothing_is_left_of_a_run_that_is_ended(python: Path, tmp_path: Path, ho
     process.send_signal(how)
     try:
         process.wait(15)
-    except subprocess.TimeoutExpired:  # an interrupt in the midst of the start can be lost: seen once, on a busy machine
+    except subprocess.TimeoutExpired:  # an interrupt in the midst of the start can be lost: seen once
         process.send_signal(how)
     assert process.wait(30) != 0
     wait(lambda: not running(tmp_path))
