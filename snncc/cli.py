@@ -271,9 +271,10 @@ def _output(
 
 def _dump(options: argparse.Namespace) -> int:
     from snncc.compiled import load
+    from snncc.console import console, mlir_text
     from snncc.explore import differences
-    from snncc.ir import print_graph
     from snncc.ir.diagnostics import input_error
+    from snncc.ir.text import print_banner, print_graph
 
     records = (load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)).records
     chosen = list(range(len(records)))
@@ -285,26 +286,26 @@ def _dump(options: argparse.Namespace) -> int:
         chosen = [i for i in chosen if names[i] == options.after][-1:]
     elif not options.print_after_all and not options.diff:
         chosen = chosen[-1:]
-    locations, said = not options.no_loc, []
-    for i in chosen:
-        record = records[i]
-        if not record.changed and options.only_changed:
-            continue
-        entry: dict[str, Any] = {"label": record.label, "text": print_graph(record.graph, locations)}
-        if options.diff:
-            entry["diff"] = differences(records[i - 1].graph, record.graph, locations) if i else []
-        said.append(entry | {"banner": print_graph(record.graph, banner=record.label).partition("\n")[0]})
+    locations = not options.no_loc
+    chosen = [i for i in chosen if records[i].changed or not options.only_changed]
+    diffs = {
+        i: differences(records[i - 1].graph, records[i].graph, locations) if i else [] for i in chosen if options.diff
+    }
     if options.json:
-        _say([{key: value for key, value in entry.items() if key != "banner"} for entry in said])
+        _say(
+            [
+                {"label": records[i].label, "text": print_graph(records[i].graph, locations)}
+                | ({"diff": diffs[i]} if i in diffs else {})
+                for i in chosen
+            ]
+        )
         return 0
-    from snncc.console import console, mlir_text
-
     out = console()
-    for entry in said:
-        body = entry["text"]
-        if options.diff and entry["label"] != records[0].label:
-            body = "\n".join([*entry["diff"], ""]) if entry["diff"] else "// (no change)\n"
-        out.print(mlir_text(f"{entry['banner']}\n{body}"), soft_wrap=True)
+    for i in chosen:
+        text = print_graph(records[i].graph, locations, banner=records[i].label)
+        if i in diffs and i:  # the first stage has nothing before it
+            text = "\n".join([print_banner(records[i].label), *(diffs[i] or ["// (no change)"]), ""])
+        out.print(mlir_text(text), soft_wrap=True)
     return 0
 
 

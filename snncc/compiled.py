@@ -33,8 +33,7 @@ from snncc.ir import (
     print_graph,
 )
 from snncc.ir.diagnostics import input_error
-from snncc.ir.encode import encode
-from snncc.ir.interp import check_input, real
+from snncc.ir.interp import encoded, real
 from snncc.ir.types import Array, Loc, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
 from snncc.targets.base import Options, Target
@@ -189,13 +188,12 @@ class CompiledModel:
 
     def _encoded(self, xs: tuple[Array, ...], timesteps: int) -> list[Array]:
         """The inputs in whole numbers as hardware takes them: (T, N, *shape), or (N, *shape) of a constant current."""
-        coded = []
-        for node, value in zip(self.graph.inputs, check_input(self.graph, xs, timed=True), strict=True):
-            (op,) = (user.op for user in self.graph.users[node.name])
-            assert isinstance(op, ops.Encode)
-            constant = op.method == "constant"
-            x = encode(op, value, 1 if constant else timesteps, integer=True).astype(np.int32)
-            coded.append(x[0] if constant else x)
+        feeds, coded = encoded(self.graph, xs, timesteps), []
+        for node in self.graph.inputs:
+            (encode,) = self.graph.users[node.name]
+            assert isinstance(encode.op, ops.Encode)
+            x = feeds[encode.name].astype(np.int32)
+            coded.append(x[0] if encode.op.method == "constant" else x)
         return coded
 
     def modules(self, stage: str | None = None) -> torch.nn.Module:

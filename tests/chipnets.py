@@ -7,21 +7,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from zoo import drawn
 
 
 def chip_network(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, int, int]]:
     """A chain drawn from ``rng`` in eval mode, and its input shape. Geometry is always legal for torch; most chains,
     not all, fit a chip. Equal seeds give equal networks."""
-    seed = int(rng.integers(2**31))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers, shape = _layers(rng)
-        model = nn.Sequential(*layers).eval()
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean.normal_(0, 0.2)
-                norm.running_var.uniform_(0.1, 0.5)
-    return model, shape
+    return drawn(rng, _layers)
 
 
 def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], tuple[int, int, int]]:

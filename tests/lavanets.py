@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from zoo import drawn
 
 Shape = tuple[int, int, int]
 
@@ -113,16 +114,7 @@ def trained(name: str, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
 
 def lava_network(rng: np.random.Generator) -> tuple[nn.Module, Shape]:
     """A network drawn from ``rng`` in eval mode, and its input shape. Equal seeds give equal networks."""
-    seed = int(rng.integers(2**31))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers, shape = _layers(rng)
-        model = nn.Sequential(*layers).eval()
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean.normal_(0, 0.2)
-                norm.running_var.uniform_(0.1, 0.5)
-    return model, shape
+    return drawn(rng, _layers)
 
 
 def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], Shape]:

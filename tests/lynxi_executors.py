@@ -39,7 +39,8 @@ def encoded(compiled: snncc.CompiledModel, xs: Sequence[Array], timesteps: int) 
 def by_torch(module: Any, compiled: snncc.CompiledModel, xs: Sequence[Array], timesteps: int) -> list[Array]:
     """The outputs of every time step, in the graph's integers (T, N, *shape), of a module in its form: one that was
     built, or TorchScript."""
-    network, arrays = (made := program(compiled)).network, made.arrays
+    made = program(compiled)
+    network = made.network
     coded = encoded(compiled, xs, timesteps)
     n = coded[0].shape[1]
     model.reset()
@@ -54,20 +55,13 @@ def by_torch(module: Any, compiled: snncc.CompiledModel, xs: Sequence[Array], ti
     model.reset()
     whole = [torch.cat([answer[i] for answer in answers]).double().numpy() for i in range(len(answers[0]))]
     return [
-        y.reshape(timesteps, n, *entry["shape"]) / scale_of(entry, arrays)
+        y.reshape(timesteps, n, *entry["shape"]) / made.value(entry, "scale")
         for y, entry in zip(whole, network["outputs"], strict=True)
     ]
 
 
 def _tuple(y: Any) -> tuple[torch.Tensor, ...]:
     return y if isinstance(y, tuple) else (y,)
-
-
-def scale_of(entry: dict[str, Any], arrays: dict[str, Array]) -> Array:
-    scale = entry["scale"]
-    if not isinstance(scale, str):
-        return np.asarray(scale)
-    return arrays[scale].astype(np.float64).reshape(-1, *[1] * (len(entry["shape"]) - 1))
 
 
 def by_script(compiled: snncc.CompiledModel, xs: Sequence[Array], timesteps: int) -> list[Array]:
@@ -103,7 +97,7 @@ def by_onnxruntime(
             feeds[entry["name"]] = x[t if len(x) > 1 else 0]
         results = dict(zip(names, session.run(None, feeds), strict=True))
         for row, entry in zip(rows, made.network["outputs"], strict=True):
-            row.append(results[f"{entry['value']}.output"].astype(np.float64) / scale_of(entry, made.arrays))
+            row.append(results[f"{entry['value']}.output"].astype(np.float64) / made.value(entry, "scale"))
         feeds |= {f"{n.removesuffix('.next')}.state": y for n, y in results.items() if n.endswith(".next")}
     return [np.stack(row) for row in rows]
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from zoo import Concat, drawn
 
 
 class IFNode(nn.Module):
@@ -53,15 +54,16 @@ class Add(nn.Module):
         return self.neuron(x + self.body(x))
 
 
-class Join(nn.Module):
-    """Two branches, side by side."""
+class TwoInputs(nn.Module):
+    """Two inputs of 6 and 4 features that meet, and two outputs: 2 scores, and the 5 spikes before them."""
 
-    def __init__(self, *branches: nn.Module) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(branches)
+        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(5, 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([branch(x) for branch in self.branches], 1)
+    def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.relu(self.a(x) + self.b(y))
+        return self.c(z), z
 
 
 def reset(network: nn.Module) -> None:
@@ -73,16 +75,7 @@ def reset(network: nn.Module) -> None:
 
 def spiking_network(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, ...]]:
     """A small network drawn from ``rng``, in eval mode, and its input shape; equal seeds give equal networks."""
-    seed = int(rng.integers(2**31))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers, shape = _layers(rng)
-        model = nn.Sequential(*layers).eval()
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
-                norm.running_mean.normal_(0, 0.2)
-                norm.running_var.uniform_(0.1, 0.5)
-    return model, shape
+    return drawn(rng, _layers)
 
 
 def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], tuple[int, ...]]:
@@ -113,7 +106,7 @@ def _layers(rng: np.random.Generator) -> tuple[list[nn.Module], tuple[int, ...]]
             body = nn.Sequential(*conv(c, c, 3), neuron(c), *conv(c, c, 1))
             layers.append(Add(body, neuron(c)))
         elif kind == "concat":
-            layers.append(Join(nn.Sequential(*conv(c, 3, 1), neuron(3)), nn.Sequential(*conv(c, 2, 3), neuron(2))))
+            layers.append(Concat(nn.Sequential(*conv(c, 3, 1), neuron(3)), nn.Sequential(*conv(c, 2, 3), neuron(2))))
             c = 5
         elif size >= 4:
             k = int(rng.choice([2, 3]))

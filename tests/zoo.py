@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Shape = TypeVar("Shape", bound=tuple[int, ...])
 
 
 @dataclass(frozen=True)
@@ -619,6 +621,23 @@ class Concat(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([branch(x) for branch in self.branches], 1)
+
+
+def drawn(
+    rng: np.random.Generator, layers: Callable[[np.random.Generator], tuple[list[nn.Module], Shape]]
+) -> tuple[nn.Module, Shape]:
+    """The chain that `layers` draws, in eval mode, its batch norms far from 1 and 0, and its input shape; equal seeds
+    give equal networks."""
+    seed = int(rng.integers(2**31))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        chain, shape = layers(rng)
+        model = nn.Sequential(*chain).eval()
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None and norm.running_var is not None:
+                norm.running_mean.normal_(0, 0.2)
+                norm.running_var.uniform_(0.1, 0.5)
+    return model, shape
 
 
 def random_model(rng: np.random.Generator) -> tuple[nn.Module, tuple[int, ...]]:

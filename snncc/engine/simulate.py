@@ -22,9 +22,8 @@ from snncc.engine.neurons import NEURONS
 from snncc.engine.rules import Params, evaluate
 from snncc.ir import loihi, ops
 from snncc.ir.diagnostics import input_error
-from snncc.ir.encode import encode
 from snncc.ir.graph import Graph, Node
-from snncc.ir.interp import EXACT, check_input
+from snncc.ir.interp import EXACT, check_input, encoded
 from snncc.ir.types import Array, Domain, Type, per_channel
 
 Progress = Callable[[Iterable[Any], str], Iterable[Any]]
@@ -245,17 +244,6 @@ def recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
     return names
 
 
-def _encoded(graph: Graph, xs: Sequence[Array], timesteps: int) -> dict[str, Array]:
-    """The inputs over time, (T or 1, N, *shape). All samples at once: random spikes must not depend on how a batch is
-    split."""
-    feeds = dict(zip((n.name for n in graph.inputs), check_input(graph, xs, timed=True), strict=True))
-    return {
-        node.name: encode(op, feeds[node.args[0]], 1 if op.method == "constant" else timesteps, node.type.integer)
-        for node in graph.nodes
-        if isinstance(op := node.op, ops.Encode)
-    }
-
-
 @dataclass(frozen=True)
 class TorchEngine:
     """Runs graphs. ``memory``: bytes that the values of one batch may take, by estimate; what takes more is split into
@@ -313,14 +301,14 @@ class TorchEngine:
             raise ValueError(f"stage {graph.stage.value} has no time steps; use values or run")
         if timesteps < 1:
             raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
-        encoded = _encoded(graph, xs, timesteps)
+        feeds = encoded(graph, xs, timesteps)
         steps = _Steps(graph, timesteps, Params(graph.store, self.device), recorded(graph, record or ()), final)
         width = 4 if any(node.type.integer for node in graph.nodes) else 8
         size = batch_size or self._batch_size(graph, timesteps * width)
-        starts: Iterable[int] = range(0, next(iter(encoded.values())).shape[1], size)
+        starts: Iterable[int] = range(0, next(iter(feeds.values())).shape[1], size)
         with torch.inference_mode():
             parts = [
-                steps.run({name: x[:, at : at + size] for name, x in encoded.items()})
+                steps.run({name: x[:, at : at + size] for name, x in feeds.items()})
                 for at in (starts if progress is None else progress(starts, "simulate"))
             ]
 
@@ -356,11 +344,11 @@ class TorchEngine:
         Returns:
             The mean over time of every output, (N, *shape).
         """
-        encoded = _encoded(graph, xs, timesteps)
+        feeds = encoded(graph, xs, timesteps)
         steps = _Steps(graph, timesteps, Params(graph.store, self.device), frozenset(), False)
         unused = Simulation(graph, timesteps)
         size = self._batch_size(graph, timesteps * 8)
-        starts = range(0, next(iter(encoded.values())).shape[1], size)
+        starts = range(0, next(iter(feeds.values())).shape[1], size)
         reads = Counter(arg for node in graph.nodes for arg in node.args)
         passing = {
             node.name
@@ -386,7 +374,7 @@ class TorchEngine:
         def compute(node: Node, batch: int) -> Tensor:
             if isinstance(node.op, ops.Encode):
                 at = starts[batch]
-                return steps.params(encoded[node.name][:, at : at + size], torch.float64)
+                return steps.params(feeds[node.name][:, at : at + size], torch.float64)
             y = steps._result(node, [real(arg, batch) for arg in node.args], unused)
             return y != 0 if isinstance(node.op, ops.If) else y
 

@@ -50,6 +50,21 @@ def check_input(graph: Graph, xs: Sequence[Array], timed: bool = False) -> list[
     return [x.astype(np.float64) for x in arrays]
 
 
+def encoded(graph: Graph, xs: Sequence[Array], timesteps: int) -> dict[str, Array]:
+    """What every ``encode`` of a spiking stage gives, by its name: (T, N, *shape), or (1, N, *shape) where it is the
+    same in every step. Of all samples at once: random spikes must not depend on how a batch is split.
+
+    Args:
+        xs: the inputs, (N, *shape) each; of the encoding "spikes", counts (T, N, *shape).
+    """
+    feeds = dict(zip((n.name for n in graph.inputs), check_input(graph, xs, timed=True), strict=True))
+    return {
+        node.name: encode(op, feeds[node.args[0]], 1 if op.method == "constant" else timesteps, node.type.integer)
+        for node in graph.nodes
+        if isinstance(op := node.op, Encode)
+    }
+
+
 def run(graph: Graph, *xs: Array) -> dict[str, Array]:
     """Run ``graph`` as a network: of a spiking stage, every neuron by its transfer function (its rate as T grows).
 
@@ -99,21 +114,18 @@ def simulate(graph: Graph, *xs: Array, timesteps: int) -> Trace:
         raise ValueError(f"stage {graph.stage.value} has no time steps; use run")
     if timesteps < 1:
         raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
-    feeds = dict(zip((n.name for n in graph.inputs), check_input(graph, xs, timed=True), strict=True))
+    feeds = encoded(graph, xs, timesteps)
     trace = Trace(graph, timesteps)
-    encoded: dict[str, Array] = {}
     rows: dict[str, list[Array]] = {n.name: [] for n in graph.nodes if not isinstance(n.op, Input)}
-    for node in graph.nodes:
-        if isinstance(node.op, Encode):
-            encoded[node.name] = encode(node.op, feeds[node.args[0]], timesteps, node.type.integer)
-    n = next(iter(encoded.values())).shape[1] if encoded else 1
+    n = next(iter(feeds.values())).shape[1] if feeds else 1
     for t in range(timesteps):
         now: dict[str, Array] = {}
         for node in graph.nodes:
             if isinstance(node.op, Input):
                 continue
             if isinstance(node.op, Encode):
-                y = encoded[node.name][t]
+                x = feeds[node.name]
+                y = x[t if len(x) > 1 else 0]
             elif isinstance(node.op, Stateful):
                 if t == 0:
                     trace.final[node.name] = node.op.start(n, node.type, graph.store)

@@ -110,9 +110,14 @@ def print_node(graph: Graph, node: Node, locations: bool = True) -> str:
     return f'%{node.name} = "snn.{node.op.mnemonic}"({args}){body} : ({types}) -> {print_type(node.type)}{loc}'
 
 
+def print_banner(label: str) -> str:
+    """The line that names the pass after which a graph stands, as MLIR's tools print and look for it."""
+    return f"// -----// IR Dump After {label} //----- //"
+
+
 def print_graph(graph: Graph, locations: bool = True, banner: str = "") -> str:
     """The whole graph as MLIR text; ``banner`` names the pass after which it stands."""
-    lines = [f"// -----// IR Dump After {banner} //----- //"] if banner else []
+    lines = [print_banner(banner)] if banner else []
     lines.append(f'module attributes {{snn.name = {_string(graph.name)}, snn.stage = "{graph.stage.value}"}} {{')
     args = ", ".join(f"%{n.name}$arg: {print_type(n.type)}" for n in graph.inputs)
     results = ", ".join(print_type(graph[o].type) for o in graph.outputs)

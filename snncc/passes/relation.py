@@ -202,9 +202,15 @@ def _clip_change(before: Graph, after: Graph, node: Node) -> Array | float:
     change = np.abs(np.asarray(per_channel(node.type.unit, after.store, rank)) - was)
     if not node.type.integer or before[node.name].type.integer:
         return np.asarray(change)
-    # Rounded to a step; or raised, of a few channels, or to one step.
-    half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
-    half = half * per_channel(node.op.gain, after.store, rank)
+    return _of_rounding(change, per_channel(node.op.gain, after.store, rank), after, node)
+
+
+def _of_rounding(change: Array, gain: Array | float, after: Graph, node: Node) -> Array:
+    """The part of a threshold's change that its rounding to a step explains; or all, where it was raised: of a few
+    channels, or to one step. ``gain``: of the change, over the threshold's own."""
+    assert isinstance(node.op, ops.If | ops.Lif)
+    rank = len(node.type.shape)
+    half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank) * gain
     raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
     return change if raised else np.minimum(change, half)
 
@@ -223,10 +229,7 @@ def _own_change(before: Graph, after: Graph, node: Node, x: Array) -> Array:
     )
     change = np.abs(new - old)
     if node.type.integer and not before[node.name].type.integer:
-        # Rounded to a step; or raised, of a few channels, or to one step.
-        half = _HALF * per_channel(after[node.args[0]].type.unit, after.store, rank)
-        raised = (change > half).mean() <= 0.5 or np.max(per_channel(node.op.threshold, after.store, rank)) == 1
-        change = change if raised else np.minimum(change, half)
+        change = _of_rounding(change, 1.0, after, node)
     return np.asarray((x + change) / np.minimum(old, new))
 
 

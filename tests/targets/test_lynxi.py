@@ -22,7 +22,7 @@ from lynxi_executors import (
     program,
     script,
 )  # fmt: skip
-from lynxinets import reset, spiking_network
+from lynxinets import TwoInputs, reset, spiking_network
 from torch import nn
 from zoo import ZOO, build, example_input, random_model
 
@@ -160,19 +160,10 @@ def test_asymmetric_padding_slices_and_reflections_are_layers_of_their_own() -> 
 
 
 def test_two_inputs_and_two_outputs() -> None:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(5, 2)
-
-        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            z = torch.relu(self.a(x) + self.b(y))
-            return self.c(z), z
-
     torch.manual_seed(0)
     xs = [np.random.default_rng(i).random((8, n), dtype=np.float32) for i, n in enumerate((6, 4))]
     for form in FORMS:
-        compiled = snncc.compile(Net(), "lynxi", calibration=[tuple(xs)], timesteps=5, form=form, bias="keep")
+        compiled = snncc.compile(TwoInputs(), "lynxi", calibration=[tuple(xs)], timesteps=5, form=form, bias="keep")
         wanted = by_simulate(compiled, xs, 5)
         assert len(wanted) == 2
         same(by_torch(compiled.modules(), compiled, xs, 5), wanted)

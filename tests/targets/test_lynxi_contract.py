@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lynxinets import IFNode, LIFNode
+from lynxinets import IFNode, LIFNode, TwoInputs
 from torch import nn
 
 import snncc
@@ -256,21 +256,11 @@ def test_the_unrolled_network_runs_in_one_call(tmp_path: Path, batch: int, encod
     expect(folder, folder.read("y.npz"), X)
 
 
-class Two(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(6, 5), nn.Linear(4, 5), nn.Linear(5, 2)
-
-    def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        z = torch.relu(self.a(x) + self.b(y))
-        return self.c(z), z
-
-
 @pytest.mark.parametrize("options", [{"batch": 1}, {"batch": 4}, {"form": "unrolled", "batch": 2}])
 def test_several_inputs_and_outputs(tmp_path: Path, options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     xs = [np.random.default_rng(i).random((5, n), dtype=np.float32) for i, n in enumerate((6, 4))]
-    model = snncc.compile(Two(), "lynxi", calibration=[tuple(xs)], timesteps=5, bias="keep", **options)
+    model = snncc.compile(TwoInputs(), "lynxi", calibration=[tuple(xs)], timesteps=5, bias="keep", **options)
     folder = Folder(tmp_path, model)
     folder.write("x.npz", *xs)
     done = folder.run(*LYNPY)
@@ -348,7 +338,8 @@ def test_errors_are_said_and_nothing_is_written(tmp_path: Path) -> None:
 
 def test_samples_and_time_steps_that_do_not_fit(tmp_path: Path) -> None:
     xs = [np.zeros((5, 6), np.float32), np.zeros((5, 4), np.float32)]
-    folder = Folder(tmp_path, snncc.compile(Two(), "lynxi", calibration=[tuple(xs)], timesteps=5, form="unrolled"))
+    model = snncc.compile(TwoInputs(), "lynxi", calibration=[tuple(xs)], timesteps=5, form="unrolled")
+    folder = Folder(tmp_path, model)
     np.savez(folder.path / "x.npz", x0=xs[0], x1=xs[1][:3])
     done = folder.run(*LYNPY)
     assert (done.returncode, done.stdout) == (2, "error: the inputs do not hold the same number of samples\n")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lynxi_executors import by_simulate, encoded, monitored, scale_of, step_program
+from lynxi_executors import by_simulate, encoded, monitored, step_program
 from lynxinets import spiking_network
 from zoo import ZOO, build, example_input, random_model
 
@@ -71,7 +71,7 @@ def tvm(sdk_python: Callable[[str], Path], tmp_path: Path) -> Callable[..., list
         for path, program in zip(paths, programs, strict=True):
             with np.load(path.with_suffix(".out.npz")) as file:
                 entries = program.network["outputs"]
-                found.append([file[f"{e['value']}.output"] / scale_of(e, program.arrays) for e in entries])
+                found.append([file[f"{e['value']}.output"] / program.value(e, "scale") for e in entries])
         return found
 
     return run

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from snncc.targets.lynxi.evidence import conformance
-from snncc.targets.lynxi.lower import lower as _lower
-from snncc.targets.lynxi.precision import Loss, compare, encoded
+from snncc.targets.lynxi.precision import Loss, compare
 
 
 def fp16(compiled: Any, x: Any, timesteps: int | None = None) -> Loss:
@@ -22,7 +21,7 @@ def fp16(compiled: Any, x: Any, timesteps: int | None = None) -> Loss:
     """
     xs = [np.asarray(part) for part in (x if isinstance(x, Sequence) else (x,))]
     steps = compiled.options.timesteps if timesteps is None else timesteps
-    return compare(_lower(compiled.graph, timesteps=steps), encoded(compiled.graph, xs, steps), steps)
+    return compare(compiled.graph, xs, steps)
 
 
 __all__ = ["Loss", "conformance", "fp16"]

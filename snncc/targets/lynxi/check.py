@@ -12,7 +12,8 @@ import numpy as np
 from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Severity, Stage, ops
 from snncc.ir.diagnostics import errors
 from snncc.passes.base import Context, Pass, Relation
-from snncc.targets.lynxi.lower import EXACT, LARGEST, OUTER_LOOP, Program, bounds, lower
+from snncc.targets.lynxi.evidence import MOST_AXES, conformance
+from snncc.targets.lynxi.lower import EXACT, LARGEST, OUTER_LOOP, Program, lower
 from snncc.targets.lynxi.precision import measure, size
 
 # Of network inputs and outputs [B, D2, D1, D0]: BIDL_doc_en, neuron_simulation_toolkit.rst.
@@ -22,7 +23,6 @@ MOST_INPUT = 6 * 1024 * 1024  # bytes, all inputs together
 FP16 = 2  # bytes
 # Lynxi's figures for one KA200: what it holds of a dense, and of a sparse network.
 KA200 = {"neurons": 250_000, "synapses": 25_000_000, "sparse_neurons": 2_000_000, "sparse_synapses": 2_000_000_000}
-MOST_AXES = 4
 
 
 @dataclass(frozen=True)
@@ -121,15 +121,16 @@ class CheckLyngor(Pass):
 
     def _numbers(self, graph: Graph, program: Program, context: Context) -> None:
         """What may not be exact in float32, or not be held by fp16, by a bound on every value."""
-        values, states = bounds(graph, context.timesteps)
         inexact: dict[str, float] = {}
         for node in graph.nodes:
             if isinstance(node.op, ops.Input):
                 continue
-            most = max(map(abs, (*values[node.name], *states.get(node.name, (0.0,)))))
+            value, state = program.bounds[node.name], program.states.get(node.name, (0.0,))
+            most = max(map(abs, (*value, *state)))
             if most > EXACT and not isinstance(node.op, ops.Lif):
                 inexact[node.name] = most
-            scaled = (*program.bounds[node.name], *program.states.get(node.name, (0.0,)))
+            scaled = [program.scales[node.name] * end for end in value]
+            scaled += [program.scales.get(node.args[0], 1.0) * end for end in state]
             if (most := max(map(abs, scaled))) > LARGEST:
                 text = f"`{node.name}` may reach {most:,.0f}, more than fp16 holds"
                 hint = (
@@ -150,15 +151,10 @@ class CheckLyngor(Pass):
     def _operations(self, graph: Graph, program: Program, context: Context) -> None:
         """The traced program against what is known of lyngor."""
         from snncc.targets.lynxi import model
-        from snncc.targets.lynxi.evidence import conformance
 
-        modules = {entry["module"]: entry["name"] for entry in program.network["layers"]}
-        owners = {module: graph[name].loc for module, name in modules.items() if name in graph.by_name}
-        for module, name in modules.items():  # what a layer put in front of itself
-            owner = name.removesuffix(".padded").removesuffix(".repeated")
-            owners.setdefault(module, graph[owner].loc if owner in graph.by_name else Loc())
+        places = {module: graph[owner].loc for module, owner in program.owners.items()}
         module = model.build(program.network, program.arrays, "float16")
-        for found in conformance(module, model.example(program.network), owners):
+        for found in conformance(module, model.example(program.network), places):
             context.report(found)
 
     def _precision(self, graph: Graph, context: Context) -> None:

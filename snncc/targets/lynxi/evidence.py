@@ -93,9 +93,7 @@ def _problems(node: Any, loc: Loc, flags: dict[str, Counter[str]]) -> Iterator[D
             )  # fmt: skip
     if kind in _BOOKKEEPING:
         return
-    if space == "aten" and (
-        name in ("copy_", "index_put_", "set_") or (name.endswith("_") and not name.endswith("__"))
-    ):
+    if space == "aten" and name.endswith("_") and not name.endswith("__"):
         message = f"{kind} changes a tensor in place, which lyngor drops without a word"
         yield Diagnostic("SNN064", message, loc, hint="write the change as a new tensor")
     elif space == "custom" and name in CUSTOM:

@@ -11,8 +11,8 @@ Of the float stage, currents keep their real values, and spikes, which are worth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from math import ceil, floor, log2, prod
 from typing import Any
@@ -37,14 +37,25 @@ class Program:
     Attributes:
         network: plain data; ``layers`` in order, each with its kind, inputs, shape without batch, and names of arrays.
         arrays: by these names, float32.
-        bounds: of every value of the graph, (lowest, highest) in the program's numbers.
-        states: of every neuron, those of its potential.
+        bounds: of every value of the graph, what its integers lie between in each step.
+        states: of every neuron, the same of its potential, in all steps.
+        scales: of every value, the largest number that stands for one integer.
+        owners: the node of the graph that each module is of, by the modules' names.
     """
 
     network: dict[str, Any]
     arrays: dict[str, Array]
-    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
-    states: dict[str, tuple[float, float]] = field(default_factory=dict)
+    bounds: dict[str, tuple[float, float]]
+    states: dict[str, tuple[float, float]]
+    scales: dict[str, float]
+    owners: dict[str, str]
+
+    def value(self, entry: Mapping[str, Any], what: str) -> Array:
+        """A number of a layer or output; or one for each channel, such that it broadcasts over (N, *shape)."""
+        value = entry[what]
+        if not isinstance(value, str):
+            return np.asarray(value, np.float64)
+        return self.arrays[value].astype(np.float64).reshape(-1, *[1] * (len(entry["shape"]) - 1))
 
 
 def lower(
@@ -133,7 +144,7 @@ class _Lowering:
         self.scale: dict[str, Array] = {}  # scalar, or per channel
         self.layers: list[dict[str, Any]] = []
         self.arrays: dict[str, Array] = {}
-        self.modules: set[str] = set()
+        self.owners: dict[str, str] = {}
         self.repeated: dict[str, str] = {}
 
     def run(self) -> Program:
@@ -168,29 +179,22 @@ class _Lowering:
             "outputs": outputs,
             "scores": len(self.graph.outputs),
         }
-        return Program(network, self.arrays, *map(self._scaled, (self.bounds, self.states)))
-
-    def _scaled(self, limits: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-        scaled = {}
-        for name, (low, high) in limits.items():
-            node = self.graph[name]
-            state = limits is self.states
-            source = node.args[0] if state else name
-            scale = float(self.scale[source].max()) if source in self.scale else 1.0
-            scaled[name] = low * scale, high * scale
-        return scaled
+        scales = {name: float(scale.max()) for name, scale in self.scale.items()}
+        return Program(network, self.arrays, self.bounds, self.states, scales, self.owners)
 
     # --- writing ---
 
     def _add(self, node: Node, kind: str, inputs: tuple[str, ...], **attributes: Any) -> None:
-        self._insert(node.name, kind, inputs, node.type.shape, **attributes)
+        self._insert(node.name, node.name, kind, inputs, node.type.shape, **attributes)
 
-    def _insert(self, name: str, kind: str, inputs: tuple[str, ...], shape: Sequence[int], **attributes: Any) -> str:
-        """A layer and its name; its module's name is one that Python takes."""
+    def _insert(
+        self, name: str, owner: str, kind: str, inputs: tuple[str, ...], shape: Sequence[int], **attributes: Any
+    ) -> str:
+        """A layer of the node ``owner``, and its name; its module's name is one that Python takes."""
         module = identifier(name.replace(".", "_"))
-        while module in self.modules:
+        while module in self.owners:
             module += "_"
-        self.modules.add(module)
+        self.owners[module] = owner
         entry = {"name": name, "kind": kind, "inputs": list(inputs), "shape": list(shape), "module": module}
         self.layers.append(entry | attributes)
         return name
@@ -213,7 +217,7 @@ class _Lowering:
             return name
         if name not in self.repeated:
             shape = self.graph[name].type.shape
-            self.repeated[name] = self._insert(self._free(f"{name}.repeated"), "repeat", (name,), shape)
+            self.repeated[name] = self._insert(self._free(f"{name}.repeated"), name, "repeat", (name,), shape)
         return self.repeated[name]
 
     # --- nodes ---
@@ -284,7 +288,7 @@ class _Lowering:
         channels, height, width = self.graph[node.args[0]].type.shape
         shape = (channels, height + top + bottom, width + left + right)
         pads = {"before": (0, top, left), "after": (0, bottom, right), "mode": "constant", "value": 0.0}
-        return (self._insert(self._free(f"{node.name}.padded"), "pad", args, shape, **pads),)
+        return (self._insert(self._free(f"{node.name}.padded"), node.name, "pad", args, shape, **pads),)
 
     def _neuron(self, node: Node, op: ops.If | ops.Lif, args: tuple[str, ...], scale: Array) -> None:
         def number(value: PerChannel) -> Array:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from snncc.ir.diagnostics import input_error
-from snncc.ir.types import Array
 from snncc.targets.lynxi.lower import Program
 
 OPSET = 17  # of August 2022: onnxruntime 1.13 and later
@@ -91,13 +90,6 @@ class _Writer:
         self.constants[name] = numpy_helper.from_array(np.asarray(value, dtype or self.dtype), name)
         return name
 
-    def _value(self, layer: Mapping[str, Any], what: str) -> Array:
-        """A number, or one for each channel, such that it broadcasts over (N, *shape)."""
-        value = layer[what]
-        if not isinstance(value, str):
-            return np.asarray(value)
-        return self.program.arrays[value].reshape(-1, *(1,) * (len(layer["shape"]) - 1))
-
     # --- layers, each under its own name ---
 
     def _conv(self, layer: Mapping[str, Any], xs: list[str]) -> None:
@@ -122,9 +114,9 @@ class _Writer:
 
     def _scale(self, layer: Mapping[str, Any], xs: list[str]) -> None:
         product = layer["name"] if "bias" not in layer else f"{layer['name']}.product"
-        self._op("Mul", [*xs, self._constant(layer["weight"], self._value(layer, "weight"))], product)
+        self._op("Mul", [*xs, self._constant(layer["weight"], self.program.value(layer, "weight"))], product)
         if "bias" in layer:
-            self._op("Add", [product, self._constant(layer["bias"], self._value(layer, "bias"))], layer["name"])
+            self._op("Add", [product, self._constant(layer["bias"], self.program.value(layer, "bias"))], layer["name"])
 
     def _add(self, layer: Mapping[str, Any], xs: list[str]) -> None:
         self._op("Add", xs, layer["name"])
@@ -157,15 +149,15 @@ class _Writer:
     def _neuron(self, layer: Mapping[str, Any], xs: list[str]) -> None:
         name = layer["name"]
         v = self._op("Add", [*xs, f"{name}.state"], f"{name}.v")
-        theta = self._constant(f"{name}.theta", self._value(layer, "threshold"))
+        theta = self._constant(f"{name}.theta", self.program.value(layer, "threshold"))
         fires = self._op("GreaterOrEqual", [v, theta], f"{name}.fires")
         self._op("Cast", [fires], name, to=self.type)
         after = f"{name}.next" if layer["decay"] == 1 else f"{name}.reset"
         if layer["amount"] is not None:
-            amount = self._constant(f"{name}.amount", self._value(layer, "amount"))
+            amount = self._constant(f"{name}.amount", self.program.value(layer, "amount"))
             self._op("Sub", [v, self._op("Mul", [name, amount], f"{name}.taken")], after)
         else:
-            rest = self._constant(f"{name}.rest", self._value(layer, "rest"))
+            rest = self._constant(f"{name}.rest", self.program.value(layer, "rest"))
             self._op("Where", [fires, rest, v], after)
         if layer["decay"] != 1:
             decay = self._constant(f"{name}.decay", layer["decay"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc.ir import Graph, ops
-from snncc.ir.encode import encode
+from snncc.ir.interp import encoded
 from snncc.ir.types import Array
 from snncc.targets.lynxi.lower import Program, lower
 
@@ -45,39 +45,26 @@ class Loss:
     outputs: tuple[Array, ...]
 
 
-def compare(program: Program, xs: Sequence[Array], timesteps: int) -> Loss:
-    """Run a program of the form "outer-loop" in both arithmetics.
-
-    Args:
-        xs: whole numbers of every input, (T, N, *shape), or (1, N, *shape) of one that is the same in every step.
-        timesteps: T.
-    """
+def compare(graph: Graph, xs: Sequence[Array], timesteps: int) -> Loss:
+    """Run the program of an integer stage in both arithmetics, on inputs (N, *shape), or counts (T, N, *shape)."""
     import torch
 
+    program, feeds = lower(graph, timesteps=timesteps), encoded(graph, xs, timesteps)
     exact, rounded = machines = [_Machine(program, precision) for precision in ("float32", "float16")]
     apart = dict.fromkeys(exact.neurons.values(), 0)
     totals: list[list[Array]] = [[], []]
     for t in range(timesteps):
-        now = [torch.from_numpy(x[t if len(x) > 1 else 0].astype(np.float32)) for x in xs]
+        now = [torch.from_numpy(x[t if len(x) > 1 else 0].astype(np.float32)) for x in feeds.values()]
         for machine, total in zip(machines, totals, strict=True):
             y = machine.step(now)
             total[:] = [a + b for a, b in zip(total, y, strict=True)] if total else y
         for name in apart:
             apart[name] += int((exact.spikes[name] != rounded.spikes[name]).sum())
     spikes = {name: count / (timesteps * exact.spikes[name].numel()) for name, count in apart.items()}
-    scores = [[y * w / timesteps for y, w in zip(total, _worth(program), strict=True)] for total in totals]
+    worth = [program.value(entry, "worth") for entry in program.network["outputs"]]
+    scores = [[y * w / timesteps for y, w in zip(total, worth, strict=True)] for total in totals]
     first, second = (y[0].reshape(len(y[0]), -1).argmax(axis=1) for y in scores)
     return Loss(spikes, float((first == second).mean()), tuple(rounded.overflow), tuple(scores[1]))
-
-
-def _worth(program: Program) -> list[Array | float]:
-    """The real value of a number of every output; broadcasts over (N, *shape)."""
-    entries = program.network["outputs"]
-    worth = [program.arrays.get(entry["worth"], entry["worth"]) for entry in entries]
-    return [
-        w.astype(np.float64).reshape(-1, *[1] * (len(e["shape"]) - 1)) if isinstance(w, np.ndarray) else w
-        for w, e in zip(worth, entries, strict=True)
-    ]
 
 
 def measure(graph: Graph, xs: Sequence[Array], timesteps: int) -> tuple[int, Loss | None]:
@@ -88,28 +75,16 @@ def measure(graph: Graph, xs: Sequence[Array], timesteps: int) -> tuple[int, Los
     samples = 0 if ready_made else min(SAMPLES, len(xs[0]), WORK // work)
     if not samples:
         return 0, None
-    coded = encoded(graph, [x[:samples] for x in xs], timesteps)
-    return samples, compare(lower(graph, timesteps=timesteps), coded, timesteps)
-
-
-def encoded(graph: Graph, xs: list[Array], timesteps: int) -> list[Array]:
-    """The inputs in whole numbers, (T, N, *shape), or (1, N, *shape) of what is the same in every step."""
-    coded = []
-    for node, x in zip(graph.inputs, xs, strict=True):
-        (op,) = (user.op for user in graph.users[node.name])
-        assert isinstance(op, ops.Encode)
-        coded.append(encode(op, x, 1 if op.method == "constant" else timesteps, integer=True))
-    return coded
+    return samples, compare(graph, [x[:samples] for x in xs], timesteps)
 
 
 def size(graph: Graph) -> dict[str, int]:
     """The network against the chip: ``neurons``; ``synapses``, distinct weights; ``operations``, multiplications of a
     time step."""
     neurons = sum(n.type.size for n in graph.nodes if isinstance(n.op, ops.Activation | ops.If | ops.Lif))
-    weighted = [n for n in graph.nodes if isinstance(n.op, ops.Weighted)]
-    synapses = sum(n.op.weight.size for n in weighted if isinstance(n.op, ops.Weighted))
-    operations = sum(n.type.size * prod(n.op.weight.shape[1:]) for n in weighted if isinstance(n.op, ops.Weighted))
-    return {"neurons": neurons, "synapses": synapses, "operations": operations}
+    weights = [(n.op.weight, n.type.size) for n in graph.nodes if isinstance(n.op, ops.Weighted)]
+    operations = sum(outputs * prod(weight.shape[1:]) for weight, outputs in weights)
+    return {"neurons": neurons, "synapses": sum(weight.size for weight, _ in weights), "operations": operations}
 
 
 class _Machine:

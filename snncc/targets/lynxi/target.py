@@ -27,7 +27,6 @@ from snncc.targets.base import Options, Target
 from snncc.targets.lynxi.check import (
     FP16,
     KA200,
-    MOST_AXES,
     MOST_INPUT,
     MOST_PER_AXIS,
     MOST_PER_PLANE,
@@ -35,6 +34,7 @@ from snncc.targets.lynxi.check import (
     CheckLyngor,
     tensors,
 )
+from snncc.targets.lynxi.evidence import MOST_AXES
 from snncc.targets.lynxi.lower import OUTER_LOOP, UNROLLED, Program, lower
 from snncc.targets.lynxi.precision import measure, size
 
