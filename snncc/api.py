@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from math import prod
 from operator import length_hint
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from snncc.compilation import Compilation
 from snncc.compiled import CompiledModel, as_arrays
 from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, Stage
 from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.ops import Lif
 from snncc.ir.types import Array
-from snncc.passes.base import Context, Pass, Progress, StageRecord, no_progress, run_pipeline
+from snncc.passes.base import Context, Pass, Progress, StageRecord, most_held, no_progress, run_pipeline
 from snncc.passes.calibrate import Calibrate
 from snncc.targets import find
 from snncc.targets.base import Options, Target
@@ -62,12 +64,43 @@ def compile(
     chosen.accept(asked)
     passes = chosen.passes(asked)
     context = Context(timesteps=asked.timesteps, progress=_progress(progress))
-    graph = _trace(model, example_input, calibration, context)
-    _own_neurons(graph, chosen, asked, context)
-    records = run_pipeline(passes, graph, context, after)
-    result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
-    chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
+    records = list[StageRecord]()
+
+    def keep(record: StageRecord) -> None:
+        records.append(record)
+        after(record)
+
+    try:
+        begin, held = time.perf_counter(), most_held()
+        graph = _trace(model, example_input, calibration, context)
+        seconds, memory = time.perf_counter() - begin, most_held() - held
+        traced = StageRecord("trace", graph, seconds, diagnostics=tuple(context.diagnostics), memory=memory)
+        _own_neurons(graph, chosen, asked, context)
+        run_pipeline(passes, graph, context, keep, traced)
+        result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
+        chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
+    except CompileError as error:
+        error.compilation = _until(error, chosen, asked, passes, records, context)
+        raise
     return result
+
+
+def _until(
+    error: CompileError,
+    target: Target,
+    options: Options,
+    passes: Sequence[Pass],
+    records: Sequence[StageRecord],
+    context: Context,
+) -> Compilation:
+    """A compile that ended with ``error``; the pass that did not finish stands last, with what it said."""
+    said = [*context.diagnostics, *(d for d in error.diagnostics if d not in context.diagnostics)]
+    if records and len(records) <= len(passes):
+        before = {d for record in records for d in record.diagnostics}
+        new = tuple(d for d in said if d not in before)
+        label = str(passes[len(records) - 1])
+        records = [*records, StageRecord(label, records[-1].graph, 0.0, False, new, failed=True)]
+    return Compilation(target, options, tuple(records), tuple(said), context.sample)
 
 
 class Checked(list[Diagnostic]):

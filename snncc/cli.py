@@ -9,11 +9,12 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from snncc.compilation import Compilation
     from snncc.compiled import CompiledModel
     from snncc.ir.types import Array
 
@@ -63,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("compile", _compile, "Compile a network and write the folder for a target.")
     _model_arguments(sub)
     sub.add_argument("-o", "--output", type=Path, required=True, help="the folder to write")
+    sub.add_argument("--no-explorer", action="store_true", help="without explorer.html, which holds your source's text")
     sub = command("check", _check, "Say everything that stands in the way of a target; write nothing.")
     _model_arguments(sub)
     sub = command("targets", _targets, "List the targets, or one target's limits.")
@@ -99,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--diff", action="store_true", help="what each pass changed, not the whole graph")
     sub.add_argument("--only-changed", action="store_true", help="skip passes that changed nothing")
     sub.add_argument("--no-loc", action="store_true", help="without source locations")
+    sub.add_argument(
+        "--format", choices=("mlir", "dot", "model-explorer"), default="mlir", help="what is printed (mlir)"
+    )
+    sub = command("explore", _explore, "Show a compile, or a written folder, as a page from source to chip.")
+    _model_arguments(sub, folder=True)
+    sub.add_argument("-o", "--output", type=Path, help="the page to write; default: NETWORK-TARGET.html")
+    sub.add_argument(
+        "--watch", action="store_true", help="serve the page to this machine, and compile anew when anything changes"
+    )
+    sub.add_argument("--port", type=int, default=0, help="of --watch; default: any that is free")
+    sub.add_argument("--no-open", action="store_true", help="do not open the page in a browser")
     return parser
 
 
@@ -149,7 +162,7 @@ def _compile(options: argparse.Namespace) -> int:
     from snncc.console import console, core_table, print_diagnostics, report_table
 
     compiled = _compiled(options)
-    folder = compiled.save(options.output)
+    folder = compiled.save(options.output, explorer=not options.no_explorer)
     if options.json:
         found = [d.to_json() for d in compiled.diagnostics]
         _say({"ok": True, "folder": str(folder), "diagnostics": found, "report": compiled.report})
@@ -272,7 +285,7 @@ def _output(
 def _dump(options: argparse.Namespace) -> int:
     from snncc.compiled import load
     from snncc.console import console, mlir_text
-    from snncc.explore import differences
+    from snncc.explore import differences, graphviz, model_explorer
     from snncc.ir.diagnostics import input_error
     from snncc.ir.text import print_banner, print_graph
 
@@ -287,6 +300,13 @@ def _dump(options: argparse.Namespace) -> int:
     elif not options.print_after_all and not options.diff:
         chosen = chosen[-1:]
     locations = not options.no_loc
+    if options.format != "mlir" and (options.json or options.diff or options.no_loc):
+        raise input_error("SNN070", f"--format {options.format} takes no --json, --diff or --no-loc")
+    if options.format == "model-explorer":
+        if options.after:
+            raise input_error("SNN070", "--format model-explorer is of every stage", "leave out --after")
+        _say(model_explorer(records))
+        return 0
     chosen = [i for i in chosen if records[i].changed or not options.only_changed]
     diffs = {
         i: differences(records[i - 1].graph, records[i].graph, locations) if i else [] for i in chosen if options.diff
@@ -300,6 +320,9 @@ def _dump(options: argparse.Namespace) -> int:
             ]
         )
         return 0
+    if options.format == "dot":
+        print("".join(graphviz(records[i].graph) for i in chosen), end="")
+        return 0
     out = console()
     for i in chosen:
         text = print_graph(records[i].graph, locations, banner=records[i].label)
@@ -309,21 +332,131 @@ def _dump(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explore(options: argparse.Namespace) -> int:
+    if options.watch:
+        return _watch(options)
+    import webbrowser
+
+    from snncc.compiled import load
+    from snncc.console import console, print_diagnostics
+    from snncc.ir import CompileError
+
+    done: Compilation
+    ok = True
+    try:
+        done = load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)
+    except CompileError as error:
+        if error.compilation is None:
+            raise
+        done, ok = error.compilation, False
+    page = done.explore(options.output or _page_name(done))
+    if options.json:
+        _say({"ok": ok, "page": str(page), "diagnostics": [d.to_json() for d in done.diagnostics]})
+        return int(not ok)
+    print_diagnostics(done.diagnostics, console(stderr=True))
+    console().print(f"written: {page}", markup=False)
+    if _opens(options):
+        webbrowser.open(page.absolute().as_uri())
+    return int(not ok)
+
+
+def _watch(options: argparse.Namespace) -> int:
+    """Serve the page and compile at every change, until Ctrl-C or SIGTERM."""
+    import signal
+    import threading
+    import time
+    import webbrowser
+    from contextlib import suppress
+    from functools import partial
+
+    from rich.text import Text
+
+    from snncc.console import console
+    from snncc.ir.diagnostics import input_error
+    from snncc.live import Live
+
+    if options.output is not None:
+        raise input_error("SNN070", "-o means nothing with --watch, which writes no page", "leave one of them out")
+    _input_shape(options)  # what is wrong here, no change of a file can mend
+    read = [path for path in (options.calibration, options.weights) if path is not None]
+    asked = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
+    out, said = console(), 0
+
+    def watched(live: Live) -> None:
+        nonlocal said
+        if len(live.files) != said:
+            said = len(live.files)
+            out.print(f"watching {said} file{'s' if said > 1 else ''}; Ctrl-C ends")
+
+    def after(live: Live) -> None:
+        done = live.summary()
+        if options.json:
+            print(json.dumps(done), flush=True)
+            return
+        n, style = done["errors"], "bold green" if done["ok"] else "bold red"
+        words = "ok" if done["ok"] else f"{n} error{'s' if n > 1 else ''}"
+        out.print(Text.assemble((time.strftime("%H:%M:%S  "), "dim"), (words, style), f" in {done['seconds']:.2f} s"))
+        watched(live)
+
+    live = Live(
+        partial(_rebuilt, options), _model_file(options.model), options.target, asked,
+        files=read, port=options.port, after=after, quiet=options.json,
+    )  # fmt: skip
+
+    def end(*_: Any) -> None:
+        live.stop()
+        if live.starting:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        if options.json:
+            print(json.dumps({"url": live.url}), flush=True)
+        else:
+            out.print(live.url, soft_wrap=True)
+            watched(live)
+        if _opens(options):  # beside this: a browser of the terminal ends only with the person
+            threading.Thread(target=webbrowser.open, args=(live.url,), daemon=True).start()
+        with suppress(KeyboardInterrupt):
+            live.run()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _rebuilt(options: argparse.Namespace, target: str, asked: Mapping[str, Any]) -> CompiledModel:
+    """The model, compiled for another target and with other options than those given."""
+    plain = dict.fromkeys(OPTIONS)
+    return _compiled(argparse.Namespace(**{**vars(options), **plain, **asked, "target": target}), progress=False)
+
+
+def _page_name(done: Compilation) -> Path:
+    """A file for a compile's page in the current folder, whatever the network's class is called."""
+    import re
+
+    network = done.records[0].graph.name[:100] if done.records else "network"
+    return Path(re.sub(r"[^\w.-]+", "_", f"{network}-{done.target.name}").lstrip(".") + ".html")
+
+
+def _opens(options: argparse.Namespace) -> bool:
+    """Whether to open the page in a browser: where a person reads what this prints."""
+    return not options.no_open and not options.json and sys.stdout.isatty()
+
+
 # --- what users name --------------------------------------------------------------------------------------------------
 
 
-def _compiled(options: argparse.Namespace) -> CompiledModel:
+def _compiled(options: argparse.Namespace, progress: bool | None = None) -> CompiledModel:
     from snncc.api import compile
 
     model, arguments = _model(options)
-    return compile(model, options.target, **arguments)
+    return compile(model, options.target, progress=progress, **arguments)
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     """The model, and the arguments of compile and check."""
     import numpy as np
-
-    from snncc.ir.diagnostics import input_error
 
     model = _import(options.model)
     if options.weights is not None:
@@ -331,18 +464,59 @@ def _model(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
     arguments: dict[str, Any] = {n: getattr(options, n) for n in OPTIONS if getattr(options, n) is not None}
     if options.calibration is not None:
         arguments["calibration"] = _array(options.calibration)
-    if options.input_shape is not None:
-        try:
-            shape = tuple(int(n) for n in options.input_shape.split(","))
-        except ValueError:
-            raise input_error("SNN070", f"input shape {options.input_shape!r}", "write it as 1,28,28") from None
-        if min(shape) < 1:
-            raise input_error("SNN070", f"input shape {options.input_shape!r} has an empty axis")
+    shape = _input_shape(options)
+    if shape is not None:
         # Random, not zero: the traced graph is held against the model on it.
         arguments["example_input"] = np.random.default_rng(0).random((2, *shape), dtype=np.float32)
-    elif options.calibration is None:
-        raise input_error("SNN070", "neither --input-shape nor --calibration was given")
     return model, arguments
+
+
+def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
+    """What ``--input-shape`` says; without it, there must be calibration data."""
+    from snncc.ir.diagnostics import input_error
+
+    if options.input_shape is None:
+        if options.calibration is None:
+            raise input_error("SNN070", "neither --input-shape nor --calibration was given")
+        return None
+    try:
+        shape = tuple(int(n) for n in options.input_shape.split(","))
+    except ValueError:
+        raise input_error("SNN070", f"input shape {options.input_shape!r}", "write it as 1,28,28") from None
+    if min(shape) < 1:
+        raise input_error("SNN070", f"input shape {options.input_shape!r} has an empty axis")
+    return shape
+
+
+def _model_file(spec: str) -> Path:
+    """The file of ``package.module:name`` or ``file.py:name``, found without running any of the user's code."""
+    import importlib.util
+    from importlib.machinery import PathFinder
+
+    from snncc.ir.diagnostics import input_error
+
+    place, _, name = spec.rpartition(":")
+    if Path(spec).is_dir():
+        raise input_error("SNN070", f"{spec} is a written folder, which nothing is compiled from", "leave out --watch")
+    if not place or not name:
+        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+    file: str | None = None
+    if place.endswith(".py"):
+        file = place if Path(place).is_file() else None
+    else:
+        sys.path.insert(0, str(Path.cwd()))
+        parts = place.split(".")
+        try:
+            found = importlib.util.find_spec(parts[0])
+        except ValueError:  # no name
+            found = None
+        for i in range(1, len(parts)):
+            within = found.submodule_search_locations if found else None
+            found = PathFinder.find_spec(".".join(parts[: i + 1]), within) if within is not None else None
+        file = found.origin if found and found.has_location else None
+    if file is None:
+        raise input_error("SNN071", f"there is no {'file' if place.endswith('.py') else 'module'} {place}")
+    return Path(file).absolute()
 
 
 def _import(spec: str) -> Any:
@@ -382,13 +556,16 @@ def _import(spec: str) -> Any:
 
 
 def _users(function: Any, *arguments: Any, what: str) -> Any:
-    """Call the user's code; what it raises becomes a diagnostic with the line that did."""
+    """Call the user's code and remember its lines that make modules; what it raises becomes a diagnostic with the line
+    that did."""
     import traceback
 
+    from snncc.frontend import constructed
     from snncc.ir import Diagnostic, InputError, Loc, Source
 
     try:
-        return function(*arguments)
+        with constructed():
+            return function(*arguments)
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)[1:]  # without this function's
         ours = [f for f in frames if not f.filename.startswith("<frozen importlib")]

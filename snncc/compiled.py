@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc import sdk
+from snncc.compilation import Compilation
 from snncc.ir import (
     Diagnostic,
     Domain,
@@ -36,7 +37,7 @@ from snncc.ir.diagnostics import input_error
 from snncc.ir.interp import encoded, real
 from snncc.ir.types import Array, Loc, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
-from snncc.targets.base import Options, Target
+from snncc.targets.base import Options
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from snncc.engine import Simulation
 
 FORMAT = 1  # of the folder; raised when an older reader would misread it
-MANIFEST, WEIGHTS, STAGES = "manifest.json", "weights.safetensors", "stages"
+MANIFEST, WEIGHTS, STAGES, EXPLORER = "manifest.json", "weights.safetensors", "stages", "explorer.html"
 
 
 @dataclass(frozen=True)
@@ -57,22 +58,9 @@ class Validation:
 
 
 @dataclass
-class CompiledModel:
-    """A network compiled for a target.
+class CompiledModel(Compilation):
+    """A network compiled for a target: all stages of :class:`snncc.compilation.Compilation`, the last of which runs."""
 
-    Attributes:
-        target: what it was compiled for.
-        options: what was asked for.
-        records: every stage, from the traced network on, with the pass that made it, its time and diagnostics.
-        diagnostics: all warnings and notes.
-        sample: the first calibration samples, on which the report measures (empty in a loaded model).
-    """
-
-    target: Target
-    options: Options
-    records: tuple[StageRecord, ...]
-    diagnostics: tuple[Diagnostic, ...] = ()
-    sample: Sequence[tuple[Array, ...]] = ()
     _saved_report: list[dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
@@ -80,10 +68,9 @@ class CompiledModel:
         """The last stage."""
         return self.records[-1].graph
 
-    @property
-    def stages(self) -> dict[str, Graph]:
-        """The last graph of each stage by its name: "ann", "folded", "snn", "int" and, on hardware, "mapped"."""
-        return {record.graph.stage.value: record.graph for record in self.records}
+    def _about(self) -> dict[str, Any]:
+        chip = self.target.rooms(self.graph, self.options)
+        return super()._about() | {"report": self.report, "mapping": self.mapping, "chip": chip}
 
     # --- running ---
 
@@ -208,66 +195,6 @@ class CompiledModel:
         """
         module: torch.nn.Module = self.target.modules(self._stage(stage), self.options)
         return module
-
-    def record(self, sources: bool = True) -> dict[str, Any]:
-        """Every stage as plain data that JSON can hold: nodes, types, units, places in your source, diagnostics, time
-        and memory of each pass, and, of a fresh compile, what values are on calibration samples. See docs/record.md.
-
-        Args:
-            sources: put the text of your files in.
-        """
-        from snncc import __version__
-        from snncc.explore import record
-
-        options = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()}
-        return record(
-            self.records,
-            self._stage_numbers(),
-            sources,
-            snncc=__version__,
-            target=self.target.name,
-            options=options,
-            diagnostics=[d.to_json() for d in self.diagnostics],
-            report=self.report,
-            mapping=self.mapping,
-        )
-
-    def _stage_numbers(self, most: int = 16) -> dict[int, dict[str, dict[str, float]]]:
-        """By the index of each stage that changed anything, of every value run as a network on calibration samples: the
-        range and size of its real values, and the relative distance (2-norm) from the traced network's value of that
-        name."""
-        if not self.sample:
-            return {}
-        import torch
-
-        from snncc.engine import TorchEngine
-
-        engine, xs = TorchEngine(), [x[:most] for x in self.sample[0]]
-        found: dict[int, dict[str, dict[str, float]]] = {}
-        first: dict[str, Array] = {}
-        for i, stage in enumerate(self.records):
-            if i and not stage.changed:
-                continue
-            rows = found.setdefault(i, {})
-
-            def visit(name: str, value: Array, i: int = i, rows: dict[str, dict[str, float]] = rows) -> None:
-                size = float(np.linalg.norm(value))
-                rows[name] = {
-                    "min": float(value.min()),
-                    "max": float(value.max()),
-                    "rms": size / value.size**0.5,
-                    "zeros": float((value == 0).mean()),
-                }
-                if not i:
-                    first[name] = value.copy()
-                elif (
-                    name in first and first[name].shape == value.shape and (norm := float(np.linalg.norm(first[name])))
-                ):
-                    rows[name]["error"] = float(np.linalg.norm(value - first[name])) / norm
-
-            exact = stage.graph.stage in (Stage.INT, Stage.MAPPED)
-            engine.values(stage.graph, xs, visit, torch.float64 if exact else torch.float32)
-        return found
 
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
@@ -495,12 +422,13 @@ class CompiledModel:
 
     # --- the folder ---
 
-    def save(self, folder: str | Path, *, all_weights: bool = False) -> Path:
+    def save(self, folder: str | Path, *, all_weights: bool = False, explorer: bool = True) -> Path:
         """Write the folder, whole or not at all. One that snncc wrote before is replaced; any other is refused.
 
         Args:
             folder: where.
             all_weights: write the parameters of every stage, not only the last; the other stages can then be run, too.
+            explorer: write ``explorer.html``, the page of :meth:`explore`, which holds the text of your source.
 
         Raises:
             InputError: the place is taken (SNN070), weights are missing (SNN072: this model was itself read from a
@@ -513,6 +441,9 @@ class CompiledModel:
             fresh, old = Path(name) / "new", Path(name) / "old"
             (fresh / STAGES).mkdir(parents=True)
             self._write(fresh, all_weights)
+            if explorer:
+                self.explore(fresh / EXPLORER)
+            self._write_manifest(fresh)
             # Two renames: at no moment is there a half-written folder under the name.
             try:
                 if os.path.lexists(final):
@@ -541,6 +472,8 @@ class CompiledModel:
         # Their library wants at least one axis in memory order; a scalar tensor has none and is fine.
         save_file({f"{names[d]}${d}": np.ascontiguousarray(a) for d, a in tensors.items()}, folder / WEIGHTS)
         _write_files(folder, self._files)
+
+    def _write_manifest(self, folder: Path) -> None:
         manifest = self._manifest()
         manifest["files"] = {
             str(p.relative_to(folder).as_posix()): _sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()

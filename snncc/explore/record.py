@@ -32,31 +32,43 @@ class Record(Protocol):
     def changed(self) -> bool: ...
     @property
     def diagnostics(self) -> tuple[Diagnostic, ...]: ...
+    @property
+    def failed(self) -> bool: ...
+
+
+Numbers = Mapping[str, Any]
 
 
 def record(
     stages: Sequence[Record],
-    numbers: Mapping[int, Mapping[str, Mapping[str, float]]] | None = None,
+    numbers: Mapping[int, Mapping[str, Numbers]] | None = None,
+    params: Mapping[Param, Numbers] | None = None,
     sources: bool = True,
+    diagnostics: Sequence[Diagnostic] = (),
     **more: Any,
 ) -> dict[str, Any]:
     """The stages of a compile as plain data, which JSON can hold.
 
     Args:
-        stages: every stage in order, the traced network first.
+        stages: every stage in order, the traced network first; none, if it could not be traced.
         numbers: by the index of a stage, and there by the name of a value: what was measured of it.
+        params: what was measured of parameters.
         sources: put the text of the user's files in, where they can be read.
+        diagnostics: all that was said.
         more: what else to say of the compile: the target, the options, the report.
     """
     places = _Places()
     described = [_stage(i, stages, places, (numbers or {}).get(i, {})) for i in range(len(stages))]
-    files = _texts(place.file for place in places.known) if sources else {}
+    said = (source.file for diagnostic in diagnostics for source in diagnostic.loc)
+    files = _texts([*(place.file for place in places.known), *said]) if sources else {}
     return {
         "schema": SCHEMA,
         "network": stages[0].graph.name if stages else "",
         **more,
+        "diagnostics": [d.to_json() for d in diagnostics],
         "places": [{"module": p.module, "file": p.file, "line": p.line} for p in places.known],
         "sources": files,
+        "params": {param.digest: _numbers(measured) for param, measured in (params or {}).items()},
         "stages": described,
     }
 
@@ -71,9 +83,7 @@ class _Places:
         return self.known.setdefault(place, len(self.known))
 
 
-def _stage(
-    index: int, stages: Sequence[Record], places: _Places, numbers: Mapping[str, Mapping[str, float]]
-) -> dict[str, Any]:
+def _stage(index: int, stages: Sequence[Record], places: _Places, numbers: Mapping[str, Numbers]) -> dict[str, Any]:
     here = stages[index]
     graph, before = here.graph, stages[index - 1].graph if index else None
     old = {} if before is None else before.by_name
@@ -85,6 +95,7 @@ def _stage(
         "seconds": here.seconds,
         "memory": here.memory,
         "changed": here.changed,
+        "failed": here.failed,
         "nodes_changed": sum(old.get(node.name) != node for node in graph.nodes) if before is not None else 0,
         "nodes_removed": sum(name not in graph.by_name for name in old),
         "diagnostics": [d.to_json() for d in here.diagnostics],
@@ -95,7 +106,7 @@ def _stage(
     }
 
 
-def _node(graph: Graph, node: Node, places: _Places, numbers: Mapping[str, float] | None) -> dict[str, Any]:
+def _node(graph: Graph, node: Node, places: _Places, numbers: Numbers | None) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": node.name,
         "op": node.op.mnemonic,
@@ -114,11 +125,15 @@ def _node(graph: Graph, node: Node, places: _Places, numbers: Mapping[str, float
     if node.place:
         described["place"] = node.place
     if numbers is not None:
-        described["numbers"] = {name: _plain(value) for name, value in numbers.items()}
+        described["numbers"] = _numbers(numbers)
     return described
 
 
-def _plain(value: PerChannel | str | bool | tuple[int, ...] | None) -> Any:
+def _numbers(measured: Numbers) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in measured.items()}
+
+
+def _plain(value: PerChannel | str | bool | tuple[int, ...] | list[int] | None) -> Any:
     """An attribute as JSON has it; a tensor by its name, shape, type and digest; numbers that JSON has not, as text."""
     if isinstance(value, Param):
         return {"param": value.name, "shape": list(value.shape), "dtype": value.dtype, "digest": value.digest}

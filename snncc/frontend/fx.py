@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs, is_users, users_place
+from snncc.frontend.places import constructed_at, is_users, users_place
+from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs
 from snncc.frontend.spiking import as_network, is_neuron, lower
 from snncc.frontend.torch_ops import LAYERS, TABLE, BatchSize, Entry, hint
 from snncc.ir import Diagnostic, Graph, Loc, Severity, Source
@@ -575,7 +576,7 @@ def check_against(
             # Copies: a model may change its input in place.
             outputs = pytree.tree_leaves(model(*(x.detach().clone().to(device or x.device) for x in xs)))
         except Exception as error:  # noqa: BLE001 (the user's code runs here: it may raise anything)
-            place = users_place(error.__traceback__)
+            place = users_place(error.__traceback__) or constructed_at(model)
             message = f"the model fails on the example input: {type(error).__name__}: {error}"
             return [Diagnostic("SNN005", message, Loc((Source("", *place),)) if place else Loc())]
     found: list[Diagnostic] = []

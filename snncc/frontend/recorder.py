@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from snncc.frontend.places import Place, constructed_at, entered_at, is_users, users_place
 from snncc.ir import Diagnostic, Graph, Loc, Node, Param, Severity, Source, Store, Type
 from snncc.ir.ops import Input, Op, Pad, Reshape, ShapeError, Slice
 from snncc.ir.types import identifier
@@ -77,30 +78,16 @@ class Value:
         return self.exact and not any(isinstance(op, Slice) for op in self.views)
 
 
-def is_users(frame: FrameType) -> bool:
-    """Whether the frame runs code that is neither torch's nor the compiler's."""
-    return str(frame.f_globals.get("__name__", "")).partition(".")[0] not in ("torch", "snncc")
-
-
-def users_place(traceback: TracebackType | None) -> tuple[str, int] | None:
-    """(file, line): the innermost of the user's that an exception went through."""
-    place = None
-    while traceback is not None:
-        if is_users(traceback.tb_frame):
-            place = traceback.tb_frame.f_code.co_filename, traceback.tb_lineno
-        traceback = traceback.tb_next
-    return place
-
-
 class Recorder:
     """Builds the graph, one operation at a time.
 
     Args:
-        model: the user's, for the names of its parameters.
+        model: the user's, for the names of its parameters and the places of its modules.
         stop: the code whose frame ends the search for the user's frame: beyond it is whoever called the compiler.
     """
 
     def __init__(self, model: nn.Module, stop: CodeType) -> None:
+        self.model = model
         self.store = Store()
         self.nodes: dict[str, Node] = {}
         self.stack: list[tuple[str, nn.Module]] = []  # the modules whose forward is running, by path
@@ -118,18 +105,23 @@ class Recorder:
     # --- places and names ---------------------------------------------------------------------------------------
 
     def loc(self, traceback: TracebackType | None = None) -> Loc:
-        """The user's innermost line that runs now, or that ``traceback`` went through."""
-        place = users_place(traceback) if traceback else self._here()
+        """The user's innermost line that runs now, or that ``traceback`` went through; else the one that made the
+        innermost module."""
+        place = (users_place(traceback) if traceback else self._here()) or self._made()
         module = self.stack[-1][0] if self.stack else ""
         return Loc((Source(module, *(place or ())),)) if module or place else Loc()
 
-    def _here(self) -> tuple[str, int] | None:
+    def _here(self) -> Place | None:
         frame: FrameType | None = sys._getframe(2)
         while frame is not None and frame.f_code is not self._stop:
             if is_users(frame):
                 return frame.f_code.co_filename, frame.f_lineno
             frame = frame.f_back
         return None  # a model of torch's own containers: no line of the user's is running
+
+    def _made(self) -> Place | None:
+        running = (module for _, module in reversed(self.stack))
+        return next(filter(None, map(constructed_at, (*running, self.model))), None)
 
     @property
     def layer(self) -> nn.Module | None:
@@ -169,7 +161,9 @@ class Recorder:
         return node.name
 
     def input(self, name: str, shape: tuple[int, ...]) -> Value:
-        node = Node(self.unique(name), Input(shape), (), Type(shape))
+        place = entered_at(self.model)
+        loc = Loc((Source("", *place),)) if place else Loc()
+        node = Node(self.unique(name), Input(shape), (), Type(shape), loc)
         return self.own(self._add(node))
 
     def unknown(

@@ -3,7 +3,7 @@
 from snncc.ir.diagnostics import CompileError, Diagnostic, InputError, Severity, SnnccError
 from snncc.ir.graph import Graph, Node, Stage
 from snncc.ir.text import parse, print_graph
-from snncc.ir.types import Domain, Loc, Param, PerChannel, Source, Store, Type
+from snncc.ir.types import Domain, Loc, MissingBytes, Param, PerChannel, Source, Store, Type
 from snncc.ir.verify import VerifyError, verify
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Graph",
     "InputError",
     "Loc",
+    "MissingBytes",
     "Node",
     "Param",
     "PerChannel",

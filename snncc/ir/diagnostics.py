@@ -64,6 +64,7 @@ CODES: dict[str, str] = {
     "SNN080": "vendor environment",
     "SNN081": "vendor's runtime said no",
     "SNN090": "graph that breaks its stage's rules",
+    "SNN091": "error of the compiler itself",
 }
 
 
@@ -161,7 +162,14 @@ class SnnccError(Exception):
 
 
 class CompileError(SnnccError):
-    """The model cannot be compiled for the target: ``diagnostics`` lists everything that stands in the way."""
+    """The model cannot be compiled for the target: ``diagnostics`` lists everything that stands in the way.
+
+    Attributes:
+        compilation: how far :func:`snncc.compile` got, a
+            :class:`snncc.compilation.Compilation`: its stages, to be explored.
+    """
+
+    compilation: Any = None
 
 
 class InputError(SnnccError):

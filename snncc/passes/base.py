@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from typing import Any, ClassVar, Protocol
 
-from snncc.ir import CompileError, Diagnostic, Graph, Severity, Stage, VerifyError, verify
+from snncc.ir import CompileError, Diagnostic, Graph, Severity, SnnccError, Stage, VerifyError, verify
 from snncc.ir.diagnostics import errors
 from snncc.ir.types import Array
 
@@ -131,6 +131,7 @@ class StageRecord:
     Attributes:
         seconds: how long it took.
         memory: bytes by which it raised the most that the process ever held; 0 where the system does not say.
+        failed: the pass could not finish; the graph is the one that it was given.
     """
 
     label: str
@@ -139,6 +140,7 @@ class StageRecord:
     changed: bool = True
     diagnostics: tuple[Diagnostic, ...] = ()
     memory: int = 0
+    failed: bool = False
 
 
 def run_pipeline(
@@ -146,32 +148,37 @@ def run_pipeline(
     graph: Graph,
     context: Context,
     after: Callable[[StageRecord], None] = lambda record: None,
+    traced: StageRecord | None = None,
 ) -> list[StageRecord]:
     """Run ``passes`` in order; the record of every stage, the traced graph first.
 
     ``after`` is called with each record as it comes (print, dump, time).
+    ``traced``: the record of ``graph``, where there is more to say of it.
 
     A pass that reports an error goes on as far as it can, so that one run finds everything that stands in the way.
 
     Raises:
         CompileError: some pass reported an error; with all diagnostics.
     """
-    records = [StageRecord("trace", graph)]
+    records = [traced or StageRecord("trace", graph)]
     after(records[0])
     for p in passes:
         known = list(context.diagnostics)
-        begin, held = time.perf_counter(), _most_held()
+        begin, held = time.perf_counter(), most_held()
         try:
             result = p(graph, context)
-        except VerifyError:
-            if errors(context.diagnostics):  # what could not be lowered was said; there is no going on from here
-                break
-            raise
+        except SnnccError as error:
+            if not errors(context.diagnostics):
+                raise
+            # What could not be lowered was said; there is no going on from here.
+            if not isinstance(error, VerifyError):
+                _report_elsewhere(context, error.diagnostics)
+            break
         finally:
             _drop_repeated(context, known)
         seconds = time.perf_counter() - begin
         new = tuple(context.diagnostics[len(known) :])
-        records.append(StageRecord(str(p), result, seconds, result != graph, new, _most_held() - held))
+        records.append(StageRecord(str(p), result, seconds, result != graph, new, most_held() - held))
         after(records[-1])
         graph = result
     if errors(context.diagnostics):
@@ -179,7 +186,7 @@ def run_pipeline(
     return records
 
 
-def _most_held() -> int:
+def most_held() -> int:
     """The most memory that the process has held so far, in bytes; 0 where the system does not say."""
     try:
         import resource
@@ -187,6 +194,14 @@ def _most_held() -> int:
         return 0
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024  # getrusage(2): kilobytes on Linux, bytes on macOS
+
+
+def _report_elsewhere(context: Context, found: Iterable[Diagnostic]) -> None:
+    """Report what is not said of a place that was refused already: that would only be its consequence."""
+    refused = {d.loc.sources for d in errors(context.diagnostics)}
+    for diagnostic in found:
+        if not diagnostic.loc.sources or diagnostic.loc.sources not in refused:
+            context.report(diagnostic)
 
 
 def _drop_repeated(context: Context, known: list[Diagnostic]) -> None:

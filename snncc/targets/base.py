@@ -59,35 +59,35 @@ class Options:
     readout: bool = False
     batch: int = 1
 
+    # What a value is one of, and the kind of a number with its least and its largest.
+    CHOICES: ClassVar[Mapping[str, Sequence[str | None]]] = {
+        "bias": POLICIES,
+        "encoding": (None, *Encode.METHODS),
+        "reset": ("subtract", "zero"),
+        "threshold": METHODS,
+        "per": ("channel", "layer"),
+        "neuron": ("if", "sigma-delta"),
+        "form": (None, "netx", "process", "outer-loop", "unrolled"),
+    }
+    RANGES: ClassVar[Mapping[str, tuple[type, float, float]]] = {
+        "timesteps": (int, 1, 1 << 20),
+        "percentile": (float, 1e-3, 100),
+        "v0": (float, -1e3, 1e3),
+        "seed": (int, 0, (1 << 63) - 1),
+        "batch": (int, 1, 1 << 20),
+        "weight_bits": (int, 2, 32),
+    }
+
     def __post_init__(self) -> None:
-        choices: dict[str, Sequence[str | None]] = {
-            "bias": POLICIES,
-            "encoding": (None, *Encode.METHODS),
-            "reset": ("subtract", "zero"),
-            "threshold": METHODS,
-            "per": ("channel", "layer"),
-            "neuron": ("if", "sigma-delta"),
-            "form": (None, "netx", "process", "outer-loop", "unrolled"),
-        }
-        for name, known in choices.items():
+        for name, known in self.CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, (str, type(None))) or value not in known:
                 words = ", ".join(repr(k) for k in known if k is not None)
                 raise input_error("SNN070", f"option {name}={value!r} is unknown", f"choose one of {words}")
-        ranges: dict[str, tuple[type, float, float]] = {
-            "timesteps": (int, 1, 1 << 20),
-            "percentile": (float, 1e-3, 100),
-            "v0": (float, -1e3, 1e3),
-            "seed": (int, 0, (1 << 63) - 1),
-            "batch": (int, 1, 1 << 20),
-            "weight_bits": (int, 2, 32),
-        }
-        if self.weight_bits is None:
-            del ranges["weight_bits"]
-        if self.v0 is None:
-            del ranges["v0"]
-        for name, (kind, low, high) in ranges.items():
+        for name, (kind, low, high) in self.RANGES.items():
             value, what = getattr(self, name), {int: "a whole number", float: "a number"}[kind]
+            if value is None and name in ("weight_bits", "v0"):
+                continue
             if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
                 raise input_error("SNN070", f"option {name}={value!r} is not {what}")
             object.__setattr__(self, name, kind(value))  # numpy's numbers cannot be written as JSON
@@ -233,6 +233,13 @@ class Target(ABC):
         Args:
             xs: some calibration samples of every input, (N, *shape).
         """
+        return {}
+
+    def rooms(self, graph: Graph, options: Options) -> dict[str, Any]:
+        """The chip as a plan to draw, as plain data: its ``name``, perhaps a ``note``, and its ``rooms``. Each has a
+        ``name``, the ``place`` of the nodes in it (:attr:`snncc.ir.Node.place`; "": all of them), the number of
+        ``cores`` that it stands for, and ``memories``: ``name``, ``used``, ``size`` and ``unit`` of what is taken and
+        what there is. Empty: no chip."""
         return {}
 
     def mapping(self, graph: Graph, options: Options) -> dict[str, Any]:

@@ -14,9 +14,10 @@ import torch
 from hypothesis import given, settings
 from strategies import any_graph
 from torch import nn
-from zoo import ZOO, build, example_input
+from zoo import SEQUENTIAL_ZOO, ZOO, build, example_input
 
 import snncc
+from snncc.compilation import FEW, spread
 from snncc.explore import SCHEMA, differences, record
 from snncc.ir import Diagnostic, Graph, Severity, parse, print_graph
 from snncc.passes.base import StageRecord
@@ -26,8 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 @lru_cache
 def compiled(name: str) -> snncc.CompiledModel:
-    x = example_input(ZOO[name].input_shape, 8, seed=1).numpy()
-    return snncc.compile(build(name), calibration=x, timesteps=4)
+    x = example_input({**ZOO, **SEQUENTIAL_ZOO}[name].input_shape, 8, seed=1).numpy()
+    return snncc.compile(build(name), "speck2f" if name.startswith("chip") else "reference", calibration=x, timesteps=4)
 
 
 @lru_cache
@@ -64,8 +65,6 @@ def test_every_node_of_the_last_stage_leads_to_the_users_line_and_to_all_its_for
     by_place = [{place for node in stage["nodes"] for place in node["places"]} for stage in data["stages"]]
     files = data["sources"]
     for node in data["stages"][-1]["nodes"]:
-        if node["op"] in ("input", "encode"):
-            continue  # what the user feeds has no line
         assert node["places"], node["name"]
         for number in node["places"]:
             place = data["places"][number]
@@ -94,6 +93,72 @@ def test_numbers_are_those_of_the_network() -> None:
         for node in stage["nodes"][1:]
         if stage["index"]
     )
+
+
+def test_an_error_is_from_the_value_that_a_node_stands_for() -> None:
+    """A convolution that took a batch norm in stands for what the batch norm gave, not for its own value before."""
+    data = of("lenet_bn")
+    folded = next(s for s in data["stages"] if s["pass"] == "fold-batch-norm")
+    errors = {n["name"]: n["numbers"].get("error") for n in folded["nodes"]}
+    assert errors["conv2d_0"] < 1e-5 and errors["relu_2"] < 1e-5
+
+
+def test_histograms_count_what_is_there() -> None:
+    model, data = compiled("lenet_bn"), of("lenet_bn")
+    for stage, here in zip(data["stages"], model.records, strict=True):
+        for node in stage["nodes"]:
+            if "weight" in node["attributes"]:
+                value = here.graph.value(here.graph[node["name"]].op.weight)  # type: ignore[attr-defined]
+                found = data["params"][node["attributes"]["weight"]["digest"]]
+                assert (found["min"], found["max"]) == (value.min(), value.max())
+                assert found["mean"] == pytest.approx(float(value.mean()), rel=1e-4, abs=1e-6)
+                assert found["zeros"] == pytest.approx(float((value == 0).mean()))
+                assert sum(found["histogram"]) == value.size
+                if value.dtype.kind == "i" and len(found["histogram"]) == int(value.max()) - int(value.min()) + 1:
+                    one = int(value.reshape(-1)[0])
+                    assert found["histogram"][one - int(value.min())] == (value == one).sum()
+            numbers = node.get("numbers")
+            if numbers and numbers["histogram"]:
+                assert sum(numbers["histogram"]) == 8 * int(np.prod(node["type"]["shape"]))
+                assert numbers["histogram"][0] > 0 and numbers["histogram"][-1] > 0
+
+
+def test_spread_of_what_has_none() -> None:
+    assert spread(np.full(5, 2.5))["histogram"] == []
+    assert spread(np.array([1.0, np.inf]))["histogram"] == []
+    assert spread(np.array([-128, 127, 127], np.int8))["histogram"] == [1, *[0] * 254, 2]
+    many = np.arange(10**6) % 7
+    assert sum(spread(many)["histogram"]) <= FEW and min(spread(many)["histogram"]) > 0
+
+
+def test_a_compile_that_fails_has_a_record() -> None:
+    x = example_input(ZOO["resnet18"].input_shape, 4, seed=1).numpy()
+    with pytest.raises(snncc.CompileError) as caught:
+        snncc.compile(build("resnet18"), "speck2f", calibration=x, timesteps=4)
+    data = caught.value.compilation.record()
+    assert json.loads(json.dumps(data, allow_nan=False)) == data
+    assert data["ok"] is False and data["diagnostics"] == [d.to_json() for d in caught.value.diagnostics]
+    assert [s["failed"] for s in data["stages"]] == [False] * (len(data["stages"]) - 1) + [True]
+    assert data["fits"] == snncc.check(build("resnet18"), "speck2f", calibration=x, timesteps=4).layers != []
+    assert data["chip"] == data["mapping"] == {} and data["report"] == []
+    with pytest.raises(snncc.CompileError) as caught:  # could not even be traced
+        snncc.compile(nn.Sequential(nn.Linear(4, 4), nn.GLU()), calibration=np.ones((4, 4), np.float32))
+    data = caught.value.compilation.record()
+    assert (data["ok"], data["stages"], data["diagnostics"][0]["code"]) == (False, [], "SNN001")
+
+
+def test_the_rooms_of_a_chip_hold_what_its_memories_say() -> None:
+    model, data = compiled("chip_lenet"), of("chip_lenet")
+    rooms = {room["place"]: room for room in data["chip"]["rooms"]}
+    assert len(rooms) == len(model.target.limits()["cores"])
+    rows = {row["layer"]: row for row in model.report}
+    for node in data["stages"][-1]["nodes"]:
+        if node["name"] in rows:
+            memories = {m["name"]: (m["used"], m["size"]) for m in rooms[node["place"]]["memories"]}
+            row = rows[node["name"]]
+            assert memories == {
+                m: (row[f"{m}_used"], row[f"{m}_used"] + row[f"{m}_free"]) for m in ("kernel", "neuron", "bias")
+            }
 
 
 def test_of_a_folder(tmp_path: Path) -> None:
@@ -146,5 +211,8 @@ def test_the_documentation_names_every_key() -> None:
     text = (ROOT / "docs/record.md").read_text(encoding="utf-8")
     known, data = set(re.findall(r"`(\w+)`", text)), of("mlp")
     assert SCHEMA in text
-    for part in (data, data["stages"][-1], *data["stages"][-1]["nodes"], *data["places"]):
+    room = of("chip_lenet")["chip"]["rooms"][0]
+    params, numbers = data["params"].values(), data["stages"][0]["nodes"][0]["numbers"]
+    parts = (data, data["stages"][-1], *data["stages"][-1]["nodes"], *data["places"], *params, numbers)
+    for part in (*parts, room, *room["memories"], of("chip_lenet")["chip"]):
         assert set(part) <= known, set(part) - known

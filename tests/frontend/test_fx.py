@@ -667,6 +667,7 @@ def test_provenance() -> None:
     got = {n.name: (s.module, s.file, s.line) for n in graph.nodes for s in n.loc}
     forward, head = (lambda text: line_of(Placed.forward, text)), line_of(Placed.head, "line of fc")
     assert got == {
+        "x": ("", __file__, forward("def forward")),
         "body.0": ("body.0", __file__, forward("line of body")),
         "body.1": ("body.1", __file__, forward("line of body")),
         "flatten": ("", __file__, forward("line of flatten")),

@@ -9,7 +9,19 @@ import numpy as np
 import pytest
 from passes.build import Net, apply, rng
 
-from snncc.ir import CompileError, Diagnostic, Graph, Node, Severity, Stage, VerifyError, ops
+from snncc.ir import (
+    CompileError,
+    Diagnostic,
+    Graph,
+    InputError,
+    Loc,
+    Node,
+    Severity,
+    Source,
+    Stage,
+    VerifyError,
+    ops,
+)
 from snncc.passes.base import Context, Pass, Relation, StageRecord, run_pipeline
 from snncc.passes.calibrate import Calibrate
 from snncc.passes.canonicalize import Canonicalize
@@ -58,6 +70,16 @@ class Breaks(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         return replace(graph, outputs=("nobody",))
+
+
+@dataclass(frozen=True)
+class Raises(Pass):
+    loc: Loc = Loc()  # noqa: RUF009 (frozen)
+    name: ClassVar[str] = "raises"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.ANN,)
+
+    def run(self, graph: Graph, context: Context) -> Graph:
+        raise InputError([Diagnostic("SNN064", "not this", self.loc)])
 
 
 # --- one pass --------------------------------------------------------------------------------------------------------
@@ -233,6 +255,17 @@ def test_a_fault_of_a_pass_is_not_taken_for_the_users() -> None:
         run_pipeline([Breaks()], net(), Context())
     with pytest.raises(CompileError):  # but behind an error there may be no going on
         run_pipeline([Report(), Breaks()], net(), Context())
+
+
+def test_what_fails_behind_an_error_does_not_hide_it() -> None:
+    """Nor is it said again, if it is about what was refused."""
+    refused = net().nodes[1].loc
+    for loc, more in ((refused, []), (Loc((Source("elsewhere"),)), ["SNN064"]), (Loc(), ["SNN064"])):
+        with pytest.raises(CompileError) as caught:
+            run_pipeline([Report("SNN031"), Raises(loc)], net(), Context())
+        assert [d.code for d in caught.value.diagnostics] == ["SNN031", *more]
+    with pytest.raises(InputError):
+        run_pipeline([Raises(refused)], net(), Context())
 
 
 # --- rebuilding ------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ import snncc
 from snncc.compiled import CompiledModel
 from snncc.engine import Simulation, TorchEngine
 from snncc.ir import CompileError, Graph, InputError
+from snncc.ir.diagnostics import errors
 from snncc.ir.loihi import AtrLif, CubaLif
 from snncc.ir.types import Array
 from snncc.targets.lava.program import Connection, Program
@@ -165,6 +166,17 @@ def test_what_no_synapse_computes(model: nn.Module, code: str, words: str) -> No
     found = refused(model.eval(), (1, 6, 6))
     assert code in [c for c, _ in found]
     assert any(words in text for c, text in found if c == code)
+
+
+def test_what_the_placement_cannot_read_hides_nothing() -> None:
+    x = np.asarray(example_input(ZOO["resnet18"].input_shape, 4))
+    with pytest.raises(CompileError) as caught:
+        snncc.compile(build("resnet18"), "lava", calibration=x, bias="keep", timesteps=4)
+    assert [d.code for d in errors(caught.value.diagnostics)] == ["SNN031"]
+    until = caught.value.compilation
+    assert [r.failed for r in until.records] == [False] * (len(until.records) - 1) + [True]
+    assert until.records[-1].graph is until.records[-2].graph
+    assert until.diagnostics == caught.value.diagnostics
 
 
 @pytest.mark.parametrize(

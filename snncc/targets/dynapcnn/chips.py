@@ -72,6 +72,9 @@ class Chip:
     # samna: -32768..0. 0 is left out here: datasheet 3.2.4.6.3, a known bug of the chip, 'choose -1 instead'.
     thresholds_low: range = range(-(2**15), 0)
 
+    def __str__(self) -> str:
+        return self.name
+
 
 # datasheet table 1, and sinabs; samna: the same limits for dynapcnn, speck, speck2 and speck2b.
 _NINE = (

@@ -201,6 +201,16 @@ class Dynapcnn(Target):
             )
         return rows
 
+    def rooms(self, graph: Graph, options: Options) -> dict[str, Any]:
+        """Every core of the chip, with its memories in words."""
+        used = {core.index: core.memory for core in self.config(graph, options).cores}
+        rooms = []
+        for i, core in enumerate(self.chip.cores):
+            words = zip(("kernel", "neuron", "bias"), used.get(i, (0, 0, 0)), core.words, strict=True)
+            memories = [{"name": name, "used": n, "size": size, "unit": "words"} for name, n, size in words]
+            rooms.append({"name": f"core {i}", "place": f"core {i}", "cores": 1, "memories": memories})
+        return {"name": self.name, "rooms": rooms}
+
     def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """Per layer: its core, and the words of each memory it uses and leaves free."""
         table: dict[str, dict[str, Any]] = {}

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, ops
-from snncc.ir.diagnostics import input_error
+from snncc.ir import CompileError, Diagnostic, Domain, Graph, Node, Severity, ops
 from snncc.ir.loihi import AtrLif, CubaLif, Delta, Sigma, SigmaDelta, bias_of
 from snncc.ir.types import Array, per_channel
 
@@ -447,7 +446,7 @@ def _step(graph: Graph, node: Node, operand: int) -> csr_matrix:
         used = taken >= 0
         entries = np.ones(used.sum(), np.int64), (rows.ravel()[used], taken[used])
         return csr_matrix(entries, shape=(out.size, x.size))
-    raise input_error("SNN064", f"`{node.name}`: no synapses compute {op.mnemonic}")
+    raise CompileError([Diagnostic("SNN064", f"`{node.name}`: no synapses compute {op.mnemonic}", node.loc)])
 
 
 def _window_matrix(op: ops.Conv2d | ops.SumPool, graph: Graph, x: tuple[int, ...], out: tuple[int, ...]) -> csr_matrix:

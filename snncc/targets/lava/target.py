@@ -30,7 +30,7 @@ from snncc.passes.quantize import Quantize
 from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
 from snncc.targets.base import Options, Target
 from snncc.targets.lava import netx
-from snncc.targets.lava.loihi2 import LOIHI2, Partition, PlaceOnCores, partition
+from snncc.targets.lava.loihi2 import LOIHI2, NAMES, Partition, PlaceOnCores, partition
 from snncc.targets.lava.lower import AbsorbAffine, CheckSynapses, LowerNeurons, SeparateCurrents
 from snncc.targets.lava.program import Program
 
@@ -137,6 +137,22 @@ class Lava(Target):
     def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """Per layer: neurons, synapses and cores."""
         return _read(graph)[1].usage()
+
+    def rooms(self, graph: Graph, options: Options) -> dict[str, Any]:
+        """The cores of every population, and how full the fullest of them is in percent."""
+        cores = _read(graph)[1].mapping()
+        rooms = [
+            {
+                "name": row["place"],
+                "place": row["place"],
+                "cores": row["cores"],
+                "memories": [
+                    {"name": NAMES[name], "used": fill, "size": 100, "unit": "%"} for name, fill in row["fill"].items()
+                ],
+            }
+            for row in cores["populations"]
+        ]
+        return {"name": cores["chip"], "note": cores["basis"], "rooms": rooms}
 
     def mapping(self, graph: Graph, options: Options) -> dict[str, Any]:
         """The form and why, and the partition over cores and chips."""

@@ -157,6 +157,14 @@ class Lynxi(Target):
             "precision": "fp16",
         }
 
+    def rooms(self, graph: Graph, options: Options) -> dict[str, Any]:
+        """One chip, which is not divided into cores that a program sees."""
+        found = size(graph)
+        memories = [
+            {"name": what, "used": found[what], "size": KA200[what], "unit": ""} for what in ("neurons", "synapses")
+        ]
+        return {"name": "KA200", "rooms": [{"name": "KA200", "place": "", "cores": 1, "memories": memories}]}
+
     def mapping(self, graph: Graph, options: Options) -> dict[str, Any]:
         """The form, the size against one chip, and every tensor's bytes."""
         found, all_tensors = size(graph), tensors(graph)
