@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page
 
-PICTURES = Path(os.environ.get("SNNCC_PICTURES", Path(__file__).parents[2] / "build/pictures"))
+PICTURES = Path(__file__).parents[2] / "build/pictures"
 
 
 @dataclass
@@ -32,4 +33,6 @@ class Window:
         PICTURES.mkdir(parents=True, exist_ok=True)
         self.page.mouse.move(0, 0)
         self.page.wait_for_timeout(150)  # what comes into sight in the next frame
-        self.page.screenshot(path=PICTURES / f"{name}.png")
+        shot = Image.open(io.BytesIO(self.page.screenshot()))
+        few = shot.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+        few.save(PICTURES / f"{name}.png", optimize=True)  # less than half the size

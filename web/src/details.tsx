@@ -1,7 +1,7 @@
 // What is selected: where it comes from, what it is, and its form in every stage. From here any of them is one click.
 
 import { format, Histogram } from "./charts";
-import { isParam, mean, type Node, num, type Attribute } from "./record";
+import { type Attribute, isParam, lineKey, mean, type Node, num } from "./record";
 import { clamp, goTo, index, record, select, selected, selectedNode, stages, view } from "./state";
 import { size } from "./numbers";
 import { shortNames } from "./source";
@@ -53,7 +53,7 @@ function Summary() {
 
 function OfLine({ file, line }: { file: string; line: number }) {
   const text = record.value.sources[file]?.split("\n")[line - 1]?.trim();
-  const places = index.value.byLine.get(`${line}:${file}`) ?? [];
+  const places = index.value.byLine.get(lineKey(file, line)) ?? [];
   const modules = [...new Set(places.map((i) => record.value.places[i]?.module).filter(Boolean))] as string[];
   return (
     <>
@@ -120,16 +120,22 @@ function OfNode({ node, stage }: { node: Node; stage: number }) {
 }
 
 function Sources({ node }: { node: Node }) {
-  const places = node.places.map((i) => record.value.places[i]).filter((p) => p !== undefined);
-  if (!places.length) return <p class="dim">It comes from no line of yours.</p>;
+  const lines = new Map<string, { file: string; line: number; modules: string[] }>();
+  for (const i of node.places) {
+    const { file, line, module } = record.value.places[i] ?? { file: "", line: 0, module: "" };
+    const at = lines.get(lineKey(file, line)) ?? { file, line, modules: [] };
+    if (module) at.modules.push(module);
+    lines.set(lineKey(file, line), at);
+  }
+  if (!lines.size) return <p class="dim">It comes from no line of yours.</p>;
   return (
     <ul class="sources-of" aria-label="source lines">
-      {places.map((p) => {
-        const text = record.value.sources[p.file]?.split("\n")[p.line - 1]?.trim();
+      {[...lines].map(([key, { file, line, modules }]) => {
+        const text = record.value.sources[file]?.split("\n")[line - 1]?.trim();
         return (
-          <li key={`${p.module} ${p.file} ${p.line}`}>
-            <button type="button" class="link" disabled={!p.file} onClick={() => select({ kind: "line", file: p.file, line: p.line })}>
-              <span>{p.file ? `${shortNames([p.file]).get(p.file)}:${p.line}` : "no line"}{p.module && <em> {cut(p.module, 80)}</em>}</span>
+          <li key={key}>
+            <button type="button" class="link" disabled={!file} onClick={() => select({ kind: "line", file, line })}>
+              <span>{file ? `${shortNames([file]).get(file)}:${line}` : "no line"}{modules.map((m) => <em key={m}> {cut(m, 80)}</em>)}</span>
               {text && <code>{cut(text, 160)}</code>}
             </button>
           </li>

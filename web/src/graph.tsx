@@ -11,8 +11,7 @@ import { closed, focus, index, left, opened, right, selected, selectedNode, stag
 
 export function GraphView() {
   const stage = stages.value[right.value];
-  if (!stage) return <p class="empty">There is no stage: the network could not be traced.</p>;
-  return <Graph key="graph" stage={stage} />;
+  return stage ? <Graph stage={stage} /> : null;
 }
 
 function Graph({ stage }: { stage: Stage }) {
@@ -95,7 +94,7 @@ function Graph({ stage }: { stage: Stage }) {
       </div>
       <svg ref={svg} class="canvas" role="img" aria-label={`graph of ${stage.label}`} {...pointing}>
         <defs>
-          <marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto">
+          <marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="9" markerHeight="9" markerUnits="userSpaceOnUse" orient="auto">
             <path d="M0,0 L8,4 L0,8 z" />
           </marker>
         </defs>

@@ -26,7 +26,8 @@ interface State { version: number; busy: boolean; seconds: number | null; settin
 
 const live = JSON.parse(document.getElementById("live")?.textContent ?? "null") as Live | null;
 
-export const dirty = signal<{ file: string; text: string } | null>(null);
+/** The text that is edited, and what it was when that began: what the file must still hold to be written over. */
+export const dirty = signal<{ file: string; text: string; base: string } | null>(null);
 export const status = signal<{ busy: boolean; seconds: number | null; gone: boolean; said: string }>({
   busy: false, seconds: null, gone: false, said: "",
 });
@@ -66,14 +67,20 @@ export function connect(): void {
 export async function saveSource(): Promise<void> {
   const edited = dirty.value;
   if (!live || !edited) return;
-  const loaded = record.value.sources[edited.file] ?? "";
-  const bytes = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(loaded));
+  const bytes = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(edited.base));
   const was = [...new Uint8Array(bytes)].map((b) => b.toString(16).padStart(2, "0")).join("");
-  if (await ask("PUT", "source", { ...edited, was })) {
+  if (await ask("PUT", "source", { file: edited.file, text: edited.text, was })) {
     // What was saved is what the next record will have; until then it counts as loaded.
     record.peek().sources[edited.file] = edited.text;
-    if (dirty.value?.text === edited.text) dirty.value = null;
+    const now = dirty.value;
+    dirty.value = now && now.text !== edited.text ? { ...now, base: edited.text } : null;
   }
+}
+
+/** Show the file as the last compile read it. */
+export function discard(): void {
+  dirty.value = null;
+  status.value = { ...status.value, said: "" };
 }
 
 async function ask(method: string, what: string, body: unknown): Promise<boolean> {
@@ -91,8 +98,9 @@ async function ask(method: string, what: string, body: unknown): Promise<boolean
 }
 
 async function change(next: Live["settings"]): Promise<void> {
+  const before = settings.value;
   settings.value = next;
-  await ask("POST", "settings", next);
+  if (!(await ask("POST", "settings", next))) settings.value = before;
 }
 
 export function LiveBar() {

@@ -62,6 +62,7 @@ function App() {
 }
 
 function Shown({ name }: { name: View }) {
+  if (!stages.value.length) return <DiagnosticsView />; // there is nothing else to show
   switch (name) {
     case "text": return <TextView />;
     case "graph": return <GraphView />;

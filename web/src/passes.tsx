@@ -18,7 +18,7 @@ export function PassList() {
     <nav class="pane passes" aria-label="passes">
       <header>
         <h2>Passes</h2>
-        <span class="dim">{all.length} · {seconds(total)}</span>
+        {all.length > 0 && <span class="dim">{all.length} · {seconds(total)}</span>}
         <label class="toggle" title="leave out passes that changed nothing (h)">
           <input type="checkbox" checked={onlyChanged.value} onChange={(e) => (onlyChanged.value = e.currentTarget.checked)} />
           changed only

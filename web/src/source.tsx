@@ -12,7 +12,7 @@ import {
 import { classHighlighter } from "@lezer/highlight";
 import { useSignalEffect } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import { dirty, editable, saveSource } from "./live";
+import { dirty, discard, editable, saveSource } from "./live";
 import { type Diagnostic, lineKey } from "./record";
 import { hovered, index, litLines, record, right, select, selected, shownFile } from "./state";
 
@@ -93,7 +93,12 @@ export function SourcePane() {
         ) : (
           <span class="dim" title={file}>{names.get(file)}</span>
         )}
-        {dirty.value && <button type="button" class="primary" onClick={saveSource} title="Ctrl+S">save</button>}
+        {dirty.value && (
+          <span class="saving">
+            <button type="button" onClick={discard} title="as the last compile read it">discard</button>
+            <button type="button" class="primary" onClick={saveSource} title="Ctrl+S">save</button>
+          </span>
+        )}
       </header>
       {files.length ? <Code /> : <p class="empty">No source file of yours could be read.</p>}
     </section>
@@ -148,7 +153,8 @@ function Code() {
           EditorView.updateListener.of((update) => {
             if (update.docChanged && shown.current) {
               const now = update.state.doc.toString();
-              dirty.value = now === record.value.sources[shown.current] ? null : { file: shown.current, text: now };
+              const base = dirty.peek()?.base ?? record.peek().sources[shown.current] ?? "";
+              dirty.value = now === base ? null : { file: shown.current, text: now, base };
             }
           }),
         ],
@@ -163,8 +169,8 @@ function Code() {
     const editor = view.current;
     const file = shownFile.value;
     const text = record.value.sources[file] ?? "";
-    if (!editor || (shown.current === file && dirty.peek()?.file === file)) return;
-    const kept = dirty.peek();
+    const kept = dirty.value;
+    if (!editor || (shown.current === file && kept?.file === file)) return;
     const wanted = kept?.file === file ? kept.text : text;
     const same = shown.current === file;
     shown.current = "";
@@ -245,8 +251,10 @@ function firstUsed(file: string): number {
 
 const own = StateEffect.define<null>();
 
+/** One file at a time is edited, and only where a server can write it. */
 function allowed(transaction: { effects: readonly StateEffect<unknown>[] }): boolean {
-  return editable(shownFile.peek()) || transaction.effects.some((e) => e.is(own));
+  const file = shownFile.peek();
+  return (editable(file) && (dirty.peek()?.file ?? file) === file) || transaction.effects.some((e) => e.is(own));
 }
 
 function firstLine(stage: number, name: string): number | null {

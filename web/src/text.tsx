@@ -19,7 +19,7 @@ export function TextView() {
   const root = useRef<HTMLDivElement>(null);
   useMarks(root);
   useInSight(root);
-  if (!a || !b) return <p class="empty">There is no stage: the network could not be traced.</p>;
+  if (!a || !b) return null;
   const count = (side: "a" | "b", kinds: Kind[]) => rows.filter((row) => row[side] && kinds.includes(row.kind)).length;
   return (
     <div class="text">
