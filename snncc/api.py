@@ -63,7 +63,7 @@ def compile(
     chosen, asked = _target(target), Options.of(options)
     chosen.accept(asked)
     passes = chosen.passes(asked)
-    context = Context(timesteps=asked.timesteps, progress=_progress(progress))
+    context = Context(timesteps=asked.timesteps, progress=shown(progress))
     records = list[StageRecord]()
 
     def keep(record: StageRecord) -> None:
@@ -324,7 +324,8 @@ def _inputs(batch: tuple[Array, ...], n: int, graph: Graph) -> tuple[Array, ...]
     return batch[:n]
 
 
-def _progress(progress: Progress | bool | None) -> Progress:
+def shown(progress: Progress | bool | None) -> Progress:
+    """What reports long work: a bar if asked for (True) or, by default, if a person is watching."""
     if progress is None:
         progress = sys.stderr.isatty()
     if isinstance(progress, bool):

@@ -212,13 +212,13 @@ def _targets(options: argparse.Namespace) -> int:
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    from snncc.api import _progress
+    from snncc.api import shown
     from snncc.compiled import load
 
     compiled = load(options.folder)
     x = _array(options.input)
     record = "spikes" if options.order else None  # for the comparison
-    done = compiled.simulate(x, options.timesteps, record=record, progress=_progress(None), order=options.order)
+    done = compiled.simulate(x, options.timesteps, record=record, progress=shown(None), order=options.order)
     answer: dict[str, Any] = {
         "samples": len(done.output),
         "timesteps": done.timesteps,

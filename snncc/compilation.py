@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, MissingBytes, Node, Source, Stage
-from snncc.ir.diagnostics import errors
+from snncc.ir import Diagnostic, Graph, MissingBytes, Node, Source, Stage, Store
+from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array, Param
-from snncc.passes.base import StageRecord
+from snncc.passes.base import Progress, StageRecord, no_progress
 from snncc.targets.base import Options, Target
 
 BINS = 48  # of a histogram
@@ -40,19 +41,26 @@ class Compilation:
     records: tuple[StageRecord, ...]
     diagnostics: tuple[Diagnostic, ...] = ()
     sample: Sequence[tuple[Array, ...]] = ()
+    _numbers: dict[int, dict[str, dict[str, Any]]] | None = field(default=None, init=False, repr=False, compare=False)
 
     @property
     def stages(self) -> dict[str, Graph]:
         """The last graph of each stage by its name: "ann", "folded", "snn", "int" and, on hardware, "mapped"."""
         return {record.graph.stage.value: record.graph for record in self.records}
 
-    def record(self, sources: bool = True, numbers: bool = True) -> dict[str, Any]:
+    def record(
+        self, sources: bool = True, numbers: bool = True, progress: Progress | bool | None = None
+    ) -> dict[str, Any]:
         """Every stage as plain data that JSON can hold: nodes, types, units, places in your source, diagnostics, time
         and memory of each pass, and, of a fresh compile, what values are on calibration samples. See docs/record.md.
 
         Args:
             sources: put the text of your files in.
             numbers: measure, which runs every stage that changed anything on calibration samples.
+            progress: as of :func:`snncc.compile`.
+
+        Raises:
+            InputError: the model was trained on since the compile, so what is measured would be another's (SNN073).
         """
         from snncc import __version__
         from snncc.explore import record
@@ -60,8 +68,8 @@ class Compilation:
         options = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()}
         return record(
             self.records,
-            stage_numbers(self.records, self.sample) if numbers else {},
-            param_numbers(self.records),
+            self._measured(progress) if numbers else {},
+            self._param_numbers,
             sources,
             self.diagnostics,
             snncc=__version__,
@@ -70,6 +78,28 @@ class Compilation:
             ok=not errors(self.diagnostics),
             **self._about(),
         )
+
+    def _measured(self, progress: Progress | bool | None) -> dict[int, dict[str, dict[str, Any]]]:
+        from snncc.api import shown
+
+        if self._numbers is None:
+            self._numbers = stage_numbers(self.records, self.sample, shown(progress))
+        return self._numbers
+
+    @cached_property
+    def _param_numbers(self) -> dict[Param, dict[str, Any]]:
+        return param_numbers(self._intact)
+
+    @cached_property
+    def _intact(self) -> dict[Param, Store]:
+        """The parameters whose bytes are here, and what they were when it was compiled."""
+        found = {p: record.graph.store for record in self.records for p in record.graph.params()}
+        return {param: store for param, store in found.items() if param in store and store.verify(param)}
+
+    @property
+    def _trained_on(self) -> bool:
+        """Whether the first stages are another network's by now, as they share the model's memory."""
+        return bool(self.sample) and any(p not in self._intact for r in self.records for p in r.graph.params())
 
     def _about(self) -> dict[str, Any]:
         """What the record says of the network on the target."""
@@ -85,10 +115,16 @@ class Compilation:
 
         Args:
             path: the file, which is replaced. It holds the text of your source files.
+
+        Raises:
+            InputError: as :meth:`record`.
         """
+        return self._explore(Path(path), numbers=True)
+
+    def _explore(self, path: Path, numbers: bool) -> Path:
         from snncc.explore import page, write
 
-        return write(Path(path), page(self.record()))
+        return write(path, page(self.record(numbers=numbers)))
 
     def export(self, path: str | Path, stage: str | int | None = None) -> Path:
         """Write stages for another viewer, by the suffix of ``path``: ``.json`` for Google's Model Explorer (every
@@ -115,17 +151,52 @@ class Compilation:
         )
 
 
+def unchanged(*graphs: Graph) -> None:
+    """Hold the bytes of ``graphs`` against their digests: they may be the user's model's, and that may have been
+    trained on since; or missing, in a model that was read from a folder.
+
+    Raises:
+        InputError: bytes are missing (SNN072) or changed (SNN073).
+    """
+    known = set[Param]()
+    for graph in graphs:
+        for param in graph.params():
+            if param in known:
+                continue
+            known.add(param)
+            if param not in graph.store:
+                raise input_error(
+                    "SNN072",
+                    f"the weights of stage {graph.stage.value} are not here: {param.name!r} and maybe more",
+                    "save with all_weights=True to have every stage's",
+                )
+            if not graph.store.verify(param):
+                raise input_error(
+                    "SNN073",
+                    f"parameter {param.name!r} changed since the compile; stage {graph.stage.value} shares its memory",
+                    "compile again, or compile a copy of the model",
+                )
+
+
 # --- numbers ---------------------------------------------------------------------------------------------------------
 
 
 def stage_numbers(
-    records: Sequence[StageRecord], sample: Sequence[tuple[Array, ...]], most: int = 16
+    records: Sequence[StageRecord],
+    sample: Sequence[tuple[Array, ...]],
+    progress: Progress = no_progress,
+    most: int = 16,
 ) -> dict[int, dict[str, dict[str, Any]]]:
     """By the index of each stage that changed anything, of every value run as a network on calibration samples: the
     range and size of its real values with a histogram, and the relative distance (2-norm) from the traced network's
-    value that it stands for. Of large networks fewer samples, at least one."""
+    value that it stands for. Of large networks fewer samples, at least one.
+
+    Raises:
+        InputError: bytes changed since the compile (SNN073).
+    """
     if not sample or not records:
         return {}
+    unchanged(*(record.graph for record in records))
     import torch
 
     from snncc.engine import TorchEngine
@@ -136,9 +207,9 @@ def stage_numbers(
     found: dict[int, dict[str, dict[str, Any]]] = {}
     first: dict[str, Array] = {}
     traced = records[0].graph
-    for i, stage in enumerate(records):
-        if (i and not stage.changed) or stage.failed:
-            continue
+    told = [i for i, stage in enumerate(records) if (not i or stage.changed) and not stage.failed]
+    for i in progress(told, "measure every stage"):
+        stage = records[i]
         rows, meant = found.setdefault(i, {}), stands_for(traced, stage.graph)
 
         def visit(
@@ -188,15 +259,10 @@ def stands_for(traced: Graph, graph: Graph) -> dict[str, str]:
     return {name: was for name, was in found.items() if has[was] == name}
 
 
-def param_numbers(records: Iterable[StageRecord]) -> dict[Param, dict[str, Any]]:
-    """Of every parameter whose bytes are here: range, mean, part of zeros, histogram."""
-    found: dict[Param, dict[str, Any]] = {}
-    for record in records:
-        for param in record.graph.params():
-            if param not in found and param.size and param in record.graph.store:
-                value = record.graph.value(param)
-                found[param] = spread(value) | {"mean": float(value.mean(dtype=np.float64))}
-    return found
+def param_numbers(params: Mapping[Param, Store]) -> dict[Param, dict[str, Any]]:
+    """Of every parameter: range, mean, part of zeros, histogram."""
+    values = {param: store[param] for param, store in params.items() if param.size}
+    return {p: spread(value) | {"mean": float(value.mean(dtype=np.float64))} for p, value in values.items()}
 
 
 def spread(value: Array) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc import sdk
-from snncc.compilation import Compilation
+from snncc.compilation import Compilation, unchanged
 from snncc.ir import (
     Diagnostic,
     Domain,
@@ -215,7 +215,7 @@ class CompiledModel(Compilation):
             raise input_error("SNN070", f"there is no stage {name!r}", f"choose one of {', '.join(self.stages)}")
         graph = self.stages[name]
         if graph is not self.graph:  # the first stages share the model's memory; the last has its own
-            _unchanged(graph)
+            unchanged(graph)
         return graph
 
     def validate(self, python: str | Path | None = None) -> Validation:
@@ -394,6 +394,7 @@ class CompiledModel(Compilation):
 
         engine, xs = TorchEngine(), tuple(x[:most] for x in self.sample[0])
         folded = self.stages[Stage.FOLDED.value]
+        unchanged(folded)
         neurons = {n.name for n in self.graph.nodes if n.type.domain in (Domain.SPIKE, Domain.MESSAGE)}
         neurons = {name for name in neurons if name in folded.by_name and isinstance(folded[name].op, ops.Activation)}
         done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
@@ -428,7 +429,8 @@ class CompiledModel(Compilation):
         Args:
             folder: where.
             all_weights: write the parameters of every stage, not only the last; the other stages can then be run, too.
-            explorer: write ``explorer.html``, the page of :meth:`explore`, which holds the text of your source.
+            explorer: write ``explorer.html``, the page of :meth:`explore`, which holds the text of your source; without
+                numbers if the model was trained on since.
 
         Raises:
             InputError: the place is taken (SNN070), weights are missing (SNN072: this model was itself read from a
@@ -442,7 +444,7 @@ class CompiledModel(Compilation):
             (fresh / STAGES).mkdir(parents=True)
             self._write(fresh, all_weights)
             if explorer:
-                self.explore(fresh / EXPLORER)
+                self._explore(fresh / EXPLORER, numbers=not self._trained_on)
             self._write_manifest(fresh)
             # Two renames: at no moment is there a half-written folder under the name.
             try:
@@ -464,7 +466,7 @@ class CompiledModel(Compilation):
         wanted = [r.graph for r in self.records] if all_weights else [self.graph]
         tensors: dict[str, Array] = {}
         for graph in wanted:
-            _unchanged(graph)
+            unchanged(graph)
             for param in graph.params():
                 # The key is the name that the text has; equal bytes are written once.
                 tensors.setdefault(param.digest, graph.value(param))
@@ -518,24 +520,6 @@ def _write_files(folder: Path, files: dict[str, str | bytes]) -> None:
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-
-def _unchanged(graph: Graph) -> None:
-    """Hold the bytes of ``graph`` against their digests: they may be the user's model's, and that may have been trained
-    on since; or missing, in a model that was read from a folder."""
-    for param in graph.params():
-        if param not in graph.store:
-            raise input_error(
-                "SNN072",
-                f"the weights of stage {graph.stage.value} are not here: {param.name!r} and maybe more",
-                "save with all_weights=True to have every stage's",
-            )
-        if not graph.store.verify(param):
-            raise input_error(
-                "SNN073",
-                f"parameter {param.name!r} changed since the compile; stage {graph.stage.value} shares its memory",
-                "compile again, or compile a copy of the model",
-            )
 
 
 def _replaceable(final: Path) -> None:

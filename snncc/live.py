@@ -30,12 +30,10 @@ import json
 import os
 import re
 import secrets
-import shutil
 import signal
 import socketserver
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 import traceback
@@ -49,7 +47,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from snncc.compilation import Compilation
-from snncc.explore import page
+from snncc.explore import page, write
 from snncc.explore.html import drawn
 from snncc.ir import CompileError, Diagnostic, InputError, Loc, SnnccError, Source
 from snncc.ir.diagnostics import input_error
@@ -174,7 +172,8 @@ def _work(send: Connection, task: _Task) -> None:
     with suppress(OSError, ValueError, AttributeError):  # the user's code may have closed or replaced them
         sys.stdout.flush()
         sys.stderr.flush()
-    send.send_bytes(json.dumps({"record": record, "files": files}, allow_nan=False).encode())
+    with suppress(OSError):  # nobody waits for it any more
+        send.send_bytes(json.dumps({"record": record, "files": files}, allow_nan=False).encode())
 
 
 def _end_with(parent: int) -> None:
@@ -536,7 +535,7 @@ class Live:
                 data = _edited(old, text, was)
                 if data is None:
                     raise Refused(409, f"{file} has changed on the disk")
-                _replace(path, data)
+                write(path, data)
             except UnicodeEncodeError:
                 raise Refused(400, "the text cannot be written as UTF-8") from None
             except OSError as error:
@@ -576,20 +575,6 @@ def _edited(old: bytes, text: str, was: str) -> bytes | None:
     if isinstance(ends, str):
         text = re.sub(r"\r\n|\r|\n", ends, text)
     return text.encode()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        shutil.copymode(path, name)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink()
-        raise
 
 
 class Refused(Exception):

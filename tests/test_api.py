@@ -658,6 +658,10 @@ def test_save_after_training_on(tmp_path: Path) -> None:
     with torch.no_grad():
         net[0].weight.add_(1)  # type: ignore[index, operator, union-attr]
     model.save(tmp_path / "last")  # the integers are its own
+    page = (tmp_path / "last/explorer.html").read_text(encoding="utf-8")
+    record = json.loads(page.partition('id="record">')[2].partition("</script>")[0])
+    nodes = [node for stage in record["stages"] for node in stage["nodes"]]
+    assert nodes and not any("numbers" in node for node in nodes)  # it would be another network that is measured now
     with pytest.raises(InputError, match="changed since the compile"):
         model.save(tmp_path / "all", all_weights=True)
     assert [p.name for p in tmp_path.iterdir()] == ["last"]

@@ -355,6 +355,26 @@ def test_dump_a_folder(capsys: Captured, built: Path) -> None:
     assert parse(run(capsys, "dump", built, "--after", "quantize")[1]).stage == "int"
 
 
+def test_dump_for_other_viewers(capsys: Captured, built: Path) -> None:
+    status, out, _ = run(capsys, "dump", built, "--format", "model-explorer")
+    assert status == 0 and [graph["id"] for graph in json.loads(out)["graphs"]][-1] == "012 place"
+    status, out, _ = run(capsys, "dump", built, "--format", "dot", "--after", "trace")
+    assert status == 0 and out.startswith("digraph") and out.count("digraph") == 1 and '"conv" ->' in out
+    for more in ("--json", "--diff", "--no-loc"):
+        status, out, err = run(capsys, "dump", built, "--format", "dot", more)
+        assert status == 1 and "--format dot takes no" in out + err
+    status, _, err = run(capsys, "dump", built, "--format", "model-explorer", "--after", "trace")
+    assert status == 1 and "error[SNN070]" in err and "leave out --after" in err
+
+
+def test_a_folder_has_its_page(capsys: Captured, built: Path, tmp_path: Path) -> None:
+    text = (built / "explorer.html").read_text(encoding="utf-8")
+    assert "def make_model" in text and "explorer.html" in json.loads((built / "manifest.json").read_text())["files"]
+    status, _, _ = run(capsys, "compile", *DUMP[1:], "-o", tmp_path / "plain", "--no-explorer")
+    assert status == 0 and not (tmp_path / "plain" / "explorer.html").exists()
+    assert len(snncc.load(tmp_path / "plain").records) == 13
+
+
 def test_a_reader_that_has_enough(built: Path) -> None:
     """`snncc dump ... | head -1` ends quietly."""
     code = f"import sys; from snncc.cli import main; sys.exit(main(['dump', {str(built)!r}, '--print-after-all']))"

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from itertools import takewhile
 from pathlib import Path
@@ -64,12 +66,15 @@ def export(stages: Sequence[Record], path: Path, stage: str | int | None = None)
     return write(path, text)
 
 
-def write(path: Path, text: str) -> Path:
-    """Write a text file in UTF-8, whole or not at all. Returns ``path``; raises OSError where it cannot be written."""
+def write(path: Path, content: str | bytes) -> Path:
+    """Write a file, text in UTF-8, whole or not at all; one that is replaced leaves its permissions. Returns ``path``;
+    raises OSError where it cannot be written."""
     # A folder of its own, since a file made by tempfile would be its owner's alone.
     with tempfile.TemporaryDirectory(prefix=".snncc-", dir=path.parent) as folder:
         fresh = Path(folder) / "new"
-        fresh.write_text(text, encoding="utf-8", newline="\n")
+        fresh.write_bytes(content if isinstance(content, bytes) else content.encode())
+        with suppress(FileNotFoundError):
+            shutil.copymode(path, fresh)
         fresh.replace(path)
     return path
 

@@ -464,12 +464,12 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
     ours.write_text("", encoding="utf-8")
     with monkeypatch.context() as patch:
 
-        def full(self: Path, data: str, **more: Any) -> int:
-            with self.open("w", encoding="utf-8") as file:
+        def full(self: Path, data: bytes) -> int:
+            with self.open("wb") as file:
                 file.write(data[: len(data) // 2])
             raise OSError(28, "No space left on device")
 
-        patch.setattr(Path, "write_text", full)
+        patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="No space left"):
             export(stages("mlp"), path)
     assert path.read_text(encoding="utf-8") == "before"

@@ -72,10 +72,7 @@ function OfLine({ file, line }: { file: string; line: number }) {
 function OfNode({ node, stage }: { node: Node; stage: number }) {
   const unit = mean(record.value, node.type.unit);
   const users = index.value.users[stage]?.get(node.name) ?? [];
-  const said = record.value.diagnostics.filter((d) => d.locations.some((l) => node.places.some((i) => {
-    const p = record.value.places[i];
-    return p && p.module === l.module && p.file === l.file && p.line === l.line;
-  })));
+  const said = index.value.saidOf(node);
   const numbers = node.numbers;
   return (
     <>

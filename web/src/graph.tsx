@@ -4,7 +4,7 @@ import { select as d3 } from "d3-selection";
 import { type ZoomBehavior, zoom, zoomIdentity, zoomTransform } from "d3-zoom";
 import { useSignalEffect } from "@preact/signals";
 import { useEffect, useMemo, useRef } from "preact/hooks";
-import { type Box, curve, draw, type Drawing, grouped, LONGEST, short, shutAtFirst } from "./layout";
+import { type Box, curve, draw, type Drawing, grouped, groupsOf, LONGEST, short, shutAtFirst } from "./layout";
 import { pointing, useMarks } from "./marks";
 import { change, type Index, type Stage } from "./record";
 import { closed, focus, index, left, opened, right, selected, selectedNode, stages } from "./state";
@@ -56,22 +56,32 @@ function Graph({ stage }: { stage: Stage }) {
   }, [drawing]);
   useEffect(fit, [stage.index]);
 
-  // What is selected elsewhere comes into sight, if need be in the box that it is in.
-  const boxOf = (name: string): Box | undefined =>
-    drawing.boxes.find((b) => b.name === name) ?? drawing.boxes.filter((b) => !b.open && b.members.includes(name)).at(-1);
-  useSignalEffect(() => {
+  // What is selected elsewhere comes into sight: the boxes that it is in open.
+  const here = (): string | undefined => {
     const at = selectedNode.value;
+    if (!at) return undefined;
+    return at.stage === stage.index ? at.node.name : index.value.same(stage.index, at.node);
+  };
+  useSignalEffect(() => {
+    const name = here();
+    const around = name === undefined ? undefined : groupsOf(name, root);
+    if (around?.some((id) => shut.has(id))) {
+      opened.value = new Set([...opened.peek(), ...around]);
+      closed.value = new Set([...closed.peek()].filter((id) => !around.includes(id)));
+    } else center();
+  });
+  useEffect(() => center(), [drawing]);
+  const center = (): void => {
     const element = svg.current;
     const z = behaviour.current;
-    if (!at || !element || !z) return;
-    const name = at.stage === stage.index ? at.node.name : index.value.same(stage.index, at.node);
-    const box = name === undefined ? undefined : boxOf(name);
-    if (!box) return;
+    const name = here();
+    const box = drawing.boxes.find((b) => b.name === name);
+    if (!box || !element || !z) return;
     const t = zoomTransform(element);
     const { width, height } = element.getBoundingClientRect();
     const [x, y] = t.apply([box.x + box.width / 2, box.y + box.height / 2]);
     if (x < 60 || y < 40 || x > width - 60 || y > height - 40) d3(element).call(z.translateTo, box.x + box.width / 2, box.y + box.height / 2);
-  });
+  };
 
   const toggle = (box: Box): void => {
     const [into, outof] = box.open ? [closed, opened] : [opened, closed];
@@ -173,7 +183,7 @@ function Leaf({ box, stage, index: known }: { box: Box; stage: Stage; index: Ind
   const node = known.node(stage.index, name);
   if (!node) return null;
   const state = stage.index > left.value ? isNew(known, stage, name) : "same";
-  const said = worstAt(node.places);
+  const said = known.worst(node);
   return (
     <g
       class={`leaf ${kindOf(node.op)} is-${state}`} transform={`translate(${box.x.toFixed(1)},${box.y.toFixed(1)})`}
@@ -189,20 +199,6 @@ function Leaf({ box, stage, index: known }: { box: Box; stage: Stage; index: Ind
       {said && <text class={`flag ${said}`} x={box.width - 10} y={33} text-anchor="end">{said === "error" ? "✗" : "!"}</text>}
     </g>
   );
-}
-
-function worstAt(places: number[]): "error" | "warning" | null {
-  let found: "error" | "warning" | null = null;
-  for (const d of index.value.record.diagnostics) {
-    if (d.severity === "note") continue;
-    const here = d.locations.some((l) => places.some((i) => {
-      const p = index.value.record.places[i];
-      return p && p.module === l.module && p.file === l.file && p.line === l.line;
-    }));
-    if (here && d.severity === "error") return "error";
-    if (here) found = "warning";
-  }
-  return found;
 }
 
 const KINDS: [string, RegExp][] = [
@@ -230,6 +226,6 @@ function Legend() {
   );
 }
 
-export function lastPart(name: string): string {
+function lastPart(name: string): string {
   return name.slice(name.lastIndexOf(".") + 1);
 }

@@ -73,6 +73,19 @@ export function members(item: Group | Item): string[] {
   return isGroup(item) ? [...item.items.values()].flatMap(members) : [item.name];
 }
 
+/** The groups that a node is in, the outermost first. */
+export function groupsOf(name: string, group: Group): string[] | undefined {
+  for (const item of group.items.values()) {
+    if (!isGroup(item)) {
+      if (item.name === name) return [];
+    } else {
+      const inner = groupsOf(name, item);
+      if (inner) return [item.id, ...inner];
+    }
+  }
+  return undefined;
+}
+
 /** The groups that are shut at first: the innermost ones, where all nodes at once would be too many to see. */
 export function shutAtFirst(root: Group, most = 70): Set<string> {
   const shut = new Set<string>();

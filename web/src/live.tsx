@@ -28,7 +28,7 @@ const live = JSON.parse(document.getElementById("live")?.textContent ?? "null") 
 
 /** The text that is edited, and what it was when that began: what the file must still hold to be written over. */
 export const dirty = signal<{ file: string; text: string; base: string } | null>(null);
-export const status = signal<{ busy: boolean; seconds: number | null; gone: boolean; said: string }>({
+const status = signal<{ busy: boolean; seconds: number | null; gone: boolean; said: string }>({
   busy: false, seconds: null, gone: false, said: "",
 });
 const settings = signal(live?.settings ?? { target: "", options: {} });

@@ -15,7 +15,7 @@ export function NumbersView() {
   return (
     <div class="numbers" ref={root} {...pointing}>
       {!measured.length && (
-        <p class="hint">Values were not measured: this compile had no calibration data, or was read from a folder. Weights are shown.</p>
+        <p class="hint">Values were not measured: there was no calibration data, the compile was read from a folder, or its model was trained on since. Weights are shown as far as they are here.</p>
       )}
       <Chosen />
       {measured.length > 0 && <Errors />}

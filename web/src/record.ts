@@ -21,12 +21,14 @@ export interface Node {
   numbers?: Measured;
 }
 
+export interface Place { module: string; file: string; line: number }
+
 export interface Diagnostic {
   code: string;
   title: string;
   severity: "error" | "warning" | "note";
   message: string;
-  locations: { module: string; file: string; line: number }[];
+  locations: Place[];
   hint: string;
   limit?: number;
   found?: number;
@@ -75,7 +77,7 @@ export interface CompileRecord {
   options?: Record<string, unknown>;
   ok?: boolean;
   diagnostics: Diagnostic[];
-  places: { module: string; file: string; line: number }[];
+  places: Place[];
   sources: Record<string, string>;
   params: Record<string, Spread & { mean: number | string }>;
   stages: Stage[];
@@ -94,6 +96,7 @@ export class Index {
   readonly users: Map<string, string[]>[];
   readonly byPlace: Map<number, string[]>[];
   readonly byLine = new Map<string, number[]>();
+  private readonly said = new Map<string, "error" | "warning">(); // the worst, by place
 
   constructor(readonly record: CompileRecord) {
     this.byName = record.stages.map((stage) => new Map(stage.nodes.map((node) => [node.name, node])));
@@ -110,6 +113,25 @@ export class Index {
     record.places.forEach((place, i) => {
       if (place.file) push(this.byLine, lineKey(place.file, place.line), i);
     });
+    for (const d of record.diagnostics) {
+      if (d.severity === "note") continue;
+      for (const at of d.locations) if (this.said.get(placeKey(at)) !== "error") this.said.set(placeKey(at), d.severity);
+    }
+  }
+
+  /** The worst that was said of where a node comes from, notes aside. */
+  worst(node: Node): "error" | "warning" | undefined {
+    const found = node.places.map((i) => {
+      const place = this.record.places[i];
+      return place && this.said.get(placeKey(place));
+    });
+    return found.includes("error") ? "error" : found.includes("warning") ? "warning" : undefined;
+  }
+
+  /** What was said of where a node comes from. */
+  saidOf(node: Node): Diagnostic[] {
+    const here = new Set(node.places.map((i) => placeKey(this.record.places[i] as Place)));
+    return this.record.diagnostics.filter((d) => d.locations.some((l) => here.has(placeKey(l))));
   }
 
   node(stage: number, name: string): Node | undefined {
@@ -129,6 +151,10 @@ export class Index {
     if (this.byName[stage]?.has(node.name)) return node.name;
     return this.forms(stage, node.places).at(-1);
   }
+}
+
+function placeKey(place: Place): string {
+  return `${place.line}:${place.file}:${place.module}`;
 }
 
 export function lineKey(file: string, line: number): string {

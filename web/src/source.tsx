@@ -7,7 +7,7 @@ import { bracketMatching, indentUnit, syntaxHighlighting } from "@codemirror/lan
 import { highlightSelectionMatches, search, searchKeymap } from "@codemirror/search";
 import { EditorState, RangeSet, StateEffect, StateField } from "@codemirror/state";
 import {
-  Decoration, type DecorationSet, drawSelection, EditorView, gutter, GutterMarker, keymap, lineNumbers, WidgetType,
+  Decoration, type DecorationSet, drawSelection, EditorView, gutter, GutterMarker, highlightSpecialChars, keymap, lineNumbers, WidgetType,
 } from "@codemirror/view";
 import { classHighlighter } from "@lezer/highlight";
 import { useSignalEffect } from "@preact/signals";
@@ -121,6 +121,7 @@ function Code() {
         extensions: [
           lineNumbers(),
           gutter({ class: "counts", markers: (v) => v.state.field(counts), initialSpacer: () => new Count(888) }),
+          highlightSpecialChars(), // among them those that turn the direction of text
           marks, counts, history(), drawSelection(), bracketMatching(), search({ top: true }), highlightSelectionMatches(),
           python(), indentUnit.of("    "), syntaxHighlighting(classHighlighter),
           EditorState.readOnly.of(false),

@@ -74,17 +74,13 @@ export function select(at: Focus | null): void {
   });
 }
 
-export function selectNode(stage: number, name: string): void {
-  select({ kind: "node", stage, name });
-}
-
 /** Go to a node in a stage that may not be shown now. */
 export function goTo(stage: number, name: string): void {
   batch(() => {
     if (stage !== left.value && stage !== right.value) showStage(stage);
     if (view.value === "graph" && stage !== right.value) showStage(stage);
     if (view.value === "diagnostics") view.value = "text";
-    selectNode(stage, name);
+    select({ kind: "node", stage, name });
   });
 }
 
@@ -121,7 +117,7 @@ export function replaceRecord(fresh: CompileRecord): void {
 }
 
 /** The last stage that a pass changed, beside the one before it; of a compile that failed, where it ended. */
-export function firstLook(): void {
+function firstLook(): void {
   const all = stages.value;
   const last = all.findLastIndex((s) => s.changed || s.failed);
   right.value = Math.max(0, last);
@@ -129,7 +125,7 @@ export function firstLook(): void {
 }
 
 /** The file with most of the network's places; that of a diagnostic, if there are none. */
-export function mainFile(): string {
+function mainFile(): string {
   const counts = new Map<string, number>();
   const count = (file: string) => {
     if (file in record.value.sources) counts.set(file, (counts.get(file) ?? 0) + 1);

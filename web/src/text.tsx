@@ -5,9 +5,9 @@ import { memo } from "preact/compat";
 import { useMemo, useRef } from "preact/hooks";
 import { pointing, useInSight, useMarks } from "./marks";
 import type { Stage } from "./record";
-import { left, onlyChanged, operandTypes, right, stages } from "./state";
+import { index, left, onlyChanged, operandTypes, right, stages } from "./state";
 
-interface Line { key: string; name?: string; text: string }
+interface Line { key: string; name?: string; text: string; said?: "error" | "warning" | undefined }
 type Kind = "same" | "changed" | "replaced" | "removed" | "added";
 interface Row { a?: Line; b?: Line; kind: Kind }
 
@@ -78,6 +78,7 @@ function Cell({ row, side, stage }: { row: Row; side: "a" | "b"; stage: number }
   const node = line.name === undefined ? {} : { "data-n": line.name, "data-s": stage };
   return (
     <div class={`line ${side} ${row.kind}`} {...node}>
+      {line.said && <b class={`flag ${line.said}`} title={`${line.said}: select the node to read it`}>{line.said === "error" ? "✗" : "!"}</b>}
       <Words text={line.text} other={row.kind === "changed" ? other?.text : undefined} />
     </div>
   );
@@ -119,7 +120,7 @@ function lines(stage: Stage, full: boolean): Line[] {
   const around = (texts: string[], what: string) => texts.map((text, i) => ({ key: `${what}${i}`, text }));
   return [
     ...around(stage.head, "head "),
-    ...stage.nodes.map((node) => ({ key: `%${node.name}`, name: node.name, text: `    ${full ? node.text : brief(node.text)}` })),
+    ...stage.nodes.map((node) => ({ said: index.value.worst(node), key: `%${node.name}`, name: node.name, text: `    ${full ? node.text : brief(node.text)}` })),
     ...around(stage.tail, "tail "),
   ];
 }
@@ -132,7 +133,7 @@ function brief(text: string): string {
 }
 
 /** The lines of two stages in rows: those of one name beside each other, what was replaced beside what replaces it. */
-export function align(a: Line[], b: Line[]): Row[] {
+function align(a: Line[], b: Line[]): Row[] {
   const rows: Row[] = [];
   let i = 0;
   let j = 0;
