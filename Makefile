@@ -61,7 +61,7 @@ page := snncc/explore/page
 web: web/node_modules/.ready  ## build the explorer's page out of web/ (needs Node.js and npm)
 	$(say) "$(page).js and $(page).css"
 	@$(npm) run check
-	@$(npm) run build -- --outfile=../$(page).js
+	@$(npm) run build -- ../snncc/explore
 
 web/node_modules/.ready: web/package.json web/package-lock.json
 	@command -v npm >/dev/null || { echo 'npm is not here: install Node.js 20 or newer'; exit 1; }
@@ -69,19 +69,19 @@ web/node_modules/.ready: web/package.json web/package-lock.json
 	@$(npm) ci
 	@touch $@
 
-# Debian calls it chromium; SNNCC_CHROMIUM names another. Root without one installs it, as CI does.
-chromium := command -v "$${SNNCC_CHROMIUM:-chromium}" >/dev/null || command -v google-chrome >/dev/null || \
-  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core >/dev/null; } || \
-  { echo 'Chromium is not here: apt-get install chromium, or name one with SNNCC_CHROMIUM'; exit 1; }
-browser: $(ready) web/node_modules/.ready  ## the page is what web/ gives, and is clicked through in Chromium
+# Debian calls it chromium; SNNCC_CHROMIUM names another. Root without these installs them, as CI does.
+drawers := { command -v dot && { command -v "$${SNNCC_CHROMIUM:-chromium}" || command -v google-chrome; }; } >/dev/null || \
+  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install --yes --no-install-recommends chromium fonts-dejavu-core graphviz >/dev/null; } || \
+  { echo 'needed: apt-get install chromium graphviz (or name a Chromium with SNNCC_CHROMIUM)'; exit 1; }
+browser: $(ready) web/node_modules/.ready  ## the page is what web/ gives, and is clicked through in Chromium; other viewers draw exports
 	$(say) "the explorer's page"
 	@$(npm) run check
-	@$(npm) run build -- --outfile=../build/web/page.js --log-level=warning
+	@$(npm) run build -- ../build/web
 	@cmp build/web/page.js $(page).js && cmp build/web/page.css $(page).css || \
 	  { echo '$(page).* is not what web/ gives: make web, and commit it'; exit 1; }
-	@$(chromium)
-	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m browser tests/browser
+	@$(drawers)
+	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m browser tests/browser tests/explore
 
 pictures: browser  ## docs/pictures anew, out of those that the browser's tests took
 	@cp $$(grep -o 'pictures/[a-z0-9-]*\.png' docs/explorer.md | sed 's,^,build/,') docs/pictures
@@ -112,7 +112,7 @@ test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its
 	"$$sdk" -m venv --without-pip build/lava; \
 	"$$sdk" -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > build/lava/lib/python3.10/site-packages/sdk.pth
 	@build/lava/bin/python -m pip --disable-pip-version-check -qq install --no-index build/lava/*.whl
-	@cd build/lava && OMP_NUM_THREADS=1 bin/python -m pytest -n $(JOBS) -m 'not vendor or slayer' \
+	@cd build/lava && OMP_NUM_THREADS=1 bin/python -m pytest -n $(JOBS) -m 'not vendor and not browser or slayer' \
 	  -c ../../pyproject.toml --rootdir ../.. $(not_in_lava) ../../tests
 
 ir_tests := $(wildcard tests/ir tests/test_ir*.py)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import xml.etree.ElementTree as ET
 from collections import Counter
@@ -31,7 +30,7 @@ from snncc.passes.base import StageRecord
 
 LONG = "x" * 10_000
 NAMES = ["</script><b>&amp;", "quotes\"'`", "back\\slash\\N\\", "new\nline\r\t\0", "\u202eright to left", "עברית", LONG]
-needs_dot = pytest.mark.skipif(shutil.which("dot") is None, reason="needs Graphviz")
+needs_dot = pytest.mark.browser  # where Graphviz is, too
 
 
 @lru_cache
