@@ -186,10 +186,10 @@ def _end_with(parent: int) -> None:
 def _compiled(task: _Task) -> tuple[dict[str, Any], list[str]]:
     """The record of a compile, however it ends, and files that would change how."""
     try:
-        return task.build(task.settings.target, task.settings.options).record(), []
+        return task.build(task.settings.target, task.settings.options).record(progress=False), []
     except CompileError as error:
         if error.compilation is not None:
-            return error.compilation.record(), []
+            return error.compilation.record(progress=False), []
         return task.settings.failed(error.diagnostics), []
     except SnnccError as error:
         files: list[str] = []

@@ -278,16 +278,18 @@ def test_every_node_of_the_last_stage_leads_everywhere_in_two_clicks(window: Win
 def test_a_link_restores_the_view(window: Window, pages: Path) -> None:
     path = show(pages, "lenet", lenet())
     page = window.open(path)
-    choose(page, 2)
     tab(page, "graph")
+    choose(page, len(lenet().records) - 1)
+    page.get_by_role("button", name="shut fc2").click()
     page.locator(".leaf[data-n='conv1']").click()
     page.keyboard.press("t")
     page.keyboard.press("h")
     words = page.url.partition("#")[2]
     again = window.open(path, words)
     expect(again.get_by_role("tab", name="graph")).to_have_attribute("aria-selected", "true")
-    expect(again.locator(".passes li.right .n")).to_have_text("02")
+    expect(again.locator(".passes li.right .n")).to_have_text(f"{len(lenet().records) - 1:02}")
     expect(again.locator(".details .node-name")).to_have_text("conv1")
+    expect(again.get_by_role("button", name="open fc2")).to_have_count(1)
     expect(again.locator("html")).to_have_attribute("data-theme", "dark")
     expect(again.get_by_label("changed only")).to_be_checked()
     assert again.url.partition("#")[2] == words

@@ -46,9 +46,9 @@ export function grouped(items: Item[]): Group {
     let group = root;
     const parts = inside ? inside.split(".") : [];
     for (let i = 0; i < parts.length; i++) {
-      const id = `module ${parts.slice(0, i + 1).join(".")}`;
-      let next = group.items.get(id) as Group | undefined;
-      if (!next) group.items.set(id, (next = { id, title: parts[i] as string, items: new Map() }));
+      const id = parts.slice(0, i + 1).join(".");
+      let next = group.items.get(`module ${id}`) as Group | undefined;
+      if (!next) group.items.set(`module ${id}`, (next = { id, title: parts[i] as string, items: new Map() }));
       group = next;
     }
     group.items.set(`node ${item.name}`, item);
@@ -176,7 +176,7 @@ function lay(group: Group, edges: [string, string][], shut: ReadonlySet<string>,
     corner.set(id, { x, y });
     const laid = inner.get(id);
     result.boxes.push({
-      id, name: isGroup(item) ? null : item.name, title: item.title, note: isGroup(item) ? "" : item.note,
+      id: isGroup(item) ? item.id : id, name: isGroup(item) ? null : item.name, title: item.title, note: isGroup(item) ? "" : item.note,
       members: members(item), open: laid !== undefined, x, y, width: at.width, height: at.height, depth,
     });
     if (!laid) continue;

@@ -169,6 +169,7 @@ function layerBefore(stage: number, node: Node): Node | undefined {
 }
 
 const NEURONS = /^(if|lif|cuba_lif|atr_lif|sigma_delta)$/;
+const THRESHOLDS = /^(if|cuba_lif|atr_lif)$/; // whose spike is worth a threshold; a LIF of the user's own is not a ReLU
 
 /** The neuron that a node's value goes to, or itself. */
 function neuronOf(stage: number, node: Node): Node | undefined {
@@ -195,13 +196,13 @@ function Activations({ node, stage }: { node: Node; stage: number }) {
   const last = stages.value.findLast((s) => index.value.node(s.index, node.name));
   const here = index.value.node(last?.index ?? stage, node.name) ?? node;
   const neuron = neuronOf(last?.index ?? stage, here);
-  if (neuron) {
+  if (neuron && THRESHOLDS.test(neuron.op)) {
     const unit = mean(record.value, neuron.type.unit);
     if (unit !== undefined) {
       lines.push({ at: unit, label: isParam(neuron.type.unit) ? "threshold (mean of the channels)" : "threshold", kind: "threshold" });
       const steps = Number(record.value.options?.["timesteps"] ?? 0);
       // What a rate can be: a whole number of spikes in T steps.
-      if (steps > 0 && NEURONS.test(neuron.op) && neuron.op !== "sigma_delta") grid = unit / steps;
+      if (steps > 0) grid = unit / steps;
     }
   }
   return <Histogram series={series} lines={lines} grid={grid} label={`values of ${node.name}`} />;

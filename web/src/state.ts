@@ -158,6 +158,11 @@ export function start(): void {
     if (shownFile.value) words.set("file", String(Object.keys(record.value.sources).indexOf(shownFile.value)));
     if (theme.value) words.set("theme", theme.value);
     if (onlyChanged.value) words.set("changed", "1");
+    // Names are identifiers, so a space can stand between them; an address is no place for thousands.
+    for (const [word, groups] of [["open", opened], ["shut", closed]] as const) {
+      const names = [...groups.value].join(" ");
+      if (names && names.length < 2000) words.set(word, names);
+    }
     try {
       history.replaceState(null, "", `#${words}`);
     } catch {
@@ -190,6 +195,8 @@ function restore(): void {
     const asked = words.get("theme");
     if (asked === "light" || asked === "dark") theme.value = asked;
     onlyChanged.value = words.get("changed") === "1";
+    opened.value = new Set(words.get("open")?.split(" "));
+    closed.value = new Set(words.get("shut")?.split(" "));
   });
 }
 
