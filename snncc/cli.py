@@ -346,8 +346,6 @@ def _explore(options: argparse.Namespace) -> int:
     try:
         done = load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)
     except CompileError as error:
-        if error.compilation is None:
-            raise
         done, ok = error.compilation, False
     page = done.explore(options.output or _page_name(done))
     if options.json:
@@ -488,6 +486,16 @@ def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
     return shape
 
 
+def _place_and_name(spec: str) -> tuple[str, str]:
+    """The parts of ``package.module:name`` or ``file.py:name``."""
+    from snncc.ir.diagnostics import input_error
+
+    place, _, name = spec.rpartition(":")
+    if not place or not name:
+        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+    return place, name
+
+
 def _model_file(spec: str) -> Path:
     """The file of ``package.module:name`` or ``file.py:name``, found without running any of the user's code."""
     import importlib.util
@@ -495,11 +503,9 @@ def _model_file(spec: str) -> Path:
 
     from snncc.ir.diagnostics import input_error
 
-    place, _, name = spec.rpartition(":")
     if Path(spec).is_dir():
         raise input_error("SNN070", f"{spec} is a written folder, which nothing is compiled from", "leave out --watch")
-    if not place or not name:
-        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+    place, _ = _place_and_name(spec)
     file: str | None = None
     if place.endswith(".py"):
         file = place if Path(place).is_file() else None
@@ -528,9 +534,7 @@ def _import(spec: str) -> Any:
 
     from snncc.ir.diagnostics import input_error
 
-    place, _, name = spec.rpartition(":")
-    if not place or not name:
-        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+    place, name = _place_and_name(spec)
     if place.endswith(".py"):
         path = Path(place).absolute()
         if not path.is_file():

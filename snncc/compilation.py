@@ -5,14 +5,14 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, MissingBytes, Node, Source, Stage, Store
+from snncc.ir import Diagnostic, Graph, MissingBytes, Node, Source, Stage, ops
 from snncc.ir.diagnostics import errors, input_error
 from snncc.ir.types import Array, Param
 from snncc.passes.base import Progress, StageRecord, no_progress
@@ -65,7 +65,6 @@ class Compilation:
         from snncc import __version__
         from snncc.explore import record
 
-        options = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.options).items()}
         return record(
             self.records,
             self._measured(progress) if numbers else {},
@@ -74,7 +73,7 @@ class Compilation:
             self.diagnostics,
             snncc=__version__,
             target=self.target.name,
-            options=options,
+            options=self.options.plain(),
             ok=not errors(self.diagnostics),
             **self._about(),
         )
@@ -88,18 +87,7 @@ class Compilation:
 
     @cached_property
     def _param_numbers(self) -> dict[Param, dict[str, Any]]:
-        return param_numbers(self._intact)
-
-    @cached_property
-    def _intact(self) -> dict[Param, Store]:
-        """The parameters whose bytes are here, and what they were when it was compiled."""
-        found = {p: record.graph.store for record in self.records for p in record.graph.params()}
-        return {param: store for param, store in found.items() if param in store and store.verify(param)}
-
-    @property
-    def _trained_on(self) -> bool:
-        """Whether the first stages are another network's by now, as they share the model's memory."""
-        return bool(self.sample) and any(p not in self._intact for r in self.records for p in r.graph.params())
+        return param_numbers(self.records)
 
     def _about(self) -> dict[str, Any]:
         """What the record says of the network on the target."""
@@ -109,22 +97,20 @@ class Compilation:
                 fits = self.target.fits(folded, self.options)
         return {"report": [], "mapping": {}, "chip": {}, "fits": fits}
 
-    def explore(self, path: str | Path) -> Path:
+    def explore(self, path: str | Path, numbers: bool = True) -> Path:
         """Write the compile as one page that a browser shows without any network: every stage, from the lines of your
         source to the chip. See docs/explorer.md.
 
         Args:
             path: the file, which is replaced. It holds the text of your source files.
+            numbers: as of :meth:`record`.
 
         Raises:
             InputError: as :meth:`record`.
         """
-        return self._explore(Path(path), numbers=True)
-
-    def _explore(self, path: Path, numbers: bool) -> Path:
         from snncc.explore import page, write
 
-        return write(path, page(self.record(numbers=numbers)))
+        return write(Path(path), page(self.record(numbers=numbers)))
 
     def export(self, path: str | Path, stage: str | int | None = None) -> Path:
         """Write stages for another viewer, by the suffix of ``path``: ``.json`` for Google's Model Explorer (every
@@ -201,12 +187,12 @@ def stage_numbers(
 
     from snncc.engine import TorchEngine
 
-    work = max(1, sum(operations(record.graph) for record in records[:1]))
-    n = max(1, min(most, int(OPERATIONS // work)))
+    traced = records[0].graph
+    work = sum(node.op.multiplications(node.type) for node in traced.nodes if isinstance(node.op, ops.Weighted))
+    n = max(1, min(most, int(OPERATIONS // max(1, work))))
     engine, xs = TorchEngine(), [x[:n] for x in sample[0]]
     found: dict[int, dict[str, dict[str, Any]]] = {}
     first: dict[str, Array] = {}
-    traced = records[0].graph
     told = [i for i, stage in enumerate(records) if (not i or stage.changed) and not stage.failed]
     for i in progress(told, "measure every stage"):
         stage = records[i]
@@ -259,9 +245,11 @@ def stands_for(traced: Graph, graph: Graph) -> dict[str, str]:
     return {name: was for name, was in found.items() if has[was] == name}
 
 
-def param_numbers(params: Mapping[Param, Store]) -> dict[Param, dict[str, Any]]:
-    """Of every parameter: range, mean, part of zeros, histogram."""
-    values = {param: store[param] for param, store in params.items() if param.size}
+def param_numbers(records: Sequence[StageRecord]) -> dict[Param, dict[str, Any]]:
+    """Of every parameter whose bytes are here, and what they were when it was compiled: range, mean, part of zeros,
+    histogram."""
+    stores = {p: record.graph.store for record in records for p in record.graph.params() if p.size}
+    values = {p: store[p] for p, store in stores.items() if p in store and store.verify(p)}
     return {p: spread(value) | {"mean": float(value.mean(dtype=np.float64))} for p, value in values.items()}
 
 
@@ -277,13 +265,3 @@ def spread(value: Array) -> dict[str, Any]:
     elif np.isfinite((low, high)).all() and high > low:
         counts = np.histogram(some, BINS, (low, high))[0].tolist()
     return {"min": low, "max": high, "zeros": float(1 - np.count_nonzero(value) / value.size), "histogram": counts}
-
-
-def operations(graph: Graph) -> int:
-    """Multiplications of one pass through the network, roughly: what its layers of weights take."""
-    total = 0
-    for node in graph.nodes:
-        for name, param in node.op.params():
-            if name == "weight":
-                total += param.size * node.type.size // (node.type.shape[0] if node.type.shape else 1)
-    return total

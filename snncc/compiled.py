@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -444,7 +444,10 @@ class CompiledModel(Compilation):
             (fresh / STAGES).mkdir(parents=True)
             self._write(fresh, all_weights)
             if explorer:
-                self._explore(fresh / EXPLORER, numbers=not self._trained_on)
+                try:
+                    self.explore(fresh / EXPLORER)
+                except InputError:  # the model was trained on since: what would be measured is another network
+                    self.explore(fresh / EXPLORER, numbers=False)
             self._write_manifest(fresh)
             # Two renames: at no moment is there a half-written folder under the name.
             try:
@@ -501,7 +504,7 @@ class CompiledModel(Compilation):
             "target": self.target.name,
             "network": graph.name,
             "stage": graph.stage.value,
-            "options": asdict(self.options),
+            "options": self.options.plain(),
             "inputs": inputs,
             "outputs": [{"name": name, "shape": list(graph[name].type.shape)} for name in graph.outputs],
             "passes": [{"label": r.label, "seconds": round(r.seconds, 6), "changed": r.changed} for r in self.records],

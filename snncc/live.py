@@ -39,7 +39,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing import Pipe, forkserver, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
@@ -88,26 +88,18 @@ class Settings:
         chosen, asked = find(target), Options.of(options)
         chosen.accept(asked)
         chosen.passes(asked)
-        plain = asdict(Options())
-        return cls(target, {name: value for name, value in _plain(asked).items() if value != _listed(plain[name])})
+        default = Options().plain()
+        return cls(target, {name: value for name, value in asked.plain().items() if value != default[name]})
 
     def failed(self, diagnostics: Iterable[Diagnostic]) -> dict[str, Any]:
         """The record of a compile that came to no stage."""
         return Compilation(find(self.target), Options.of(self.options), (), tuple(diagnostics)).record()
 
 
-def _plain(options: Options) -> dict[str, Any]:
-    return {name: _listed(value) for name, value in asdict(options).items()}
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
 def form() -> dict[str, dict[str, Any]]:
     """Every option as a field of a form: its ``type`` (choice, int, float, text, bool or list), ``choices`` or ``min``
     and ``max`` (of a list ``of``: what it holds), its ``default`` and ``help``."""
-    words = _help()
+    words, default = _help(), Options().plain()
     made: dict[str, dict[str, Any]] = {}
     for field in fields(Options):
         name = field.name
@@ -122,7 +114,7 @@ def form() -> dict[str, dict[str, Any]]:
             made[name] = {"type": "list", "of": "int" if "int" in str(field.type) else "text"}
         else:
             made[name] = {"type": "text"}
-        made[name] |= {"default": _listed(field.default), "help": words.get(name, "")}
+        made[name] |= {"default": default[name], "help": words.get(name, "")}
     return made
 
 

@@ -326,6 +326,10 @@ class Weighted(Op):
     weight: Param
     bias: Param | None
 
+    def multiplications(self, out: Type) -> int:
+        """How many it takes to compute a result of type ``out``, of one sample."""
+        return out.size * prod(self.weight.shape[1:])
+
 
 @dataclass(frozen=True)
 class Conv2d(Weighted):

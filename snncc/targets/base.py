@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -114,6 +114,10 @@ class Options:
             if name not in known:
                 raise input_error("SNN070", f"option {name!r} is unknown", f"known: {', '.join(sorted(known))}")
         return cls(**options)
+
+    def plain(self) -> dict[str, Any]:
+        """By name, as JSON has them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ const W = 420;
 const H = 150;
 const LEFT = 8;
 const BOTTOM = 22;
+const FINEST = 130; // bars or lines: more are a comb, not a shape
 
 export interface Series { spread: Spread; scale: number; label: string; kind: string }
 export interface Line { at: number; label: string; kind: string }
@@ -24,7 +25,7 @@ export function Histogram({ series, lines = [], grid, label }: { series: Series[
   return (
     <figure class="chart">
       <svg viewBox={`0 0 ${W} ${H}`} role="img" aria-label={label}>
-        {grid !== undefined && steps > 0 && steps <= 130 && (
+        {grid !== undefined && steps > 0 && steps <= FINEST && (
           <g class="grid">
             {Array.from({ length: steps + 1 }, (_, i) => (Math.ceil(from / grid) + i) * grid).filter((v) => v <= to).map((v) => (
               <line key={v} x1={x(v)} x2={x(v)} y1={8} y2={H - BOTTOM} />
@@ -48,7 +49,7 @@ export function Histogram({ series, lines = [], grid, label }: { series: Series[
       </svg>
       <figcaption>
         {series.map((s) => <span key={s.label} class={`key ${s.kind}`}>{s.label}</span>)}
-        {grid !== undefined && <span class="key gridkey">{steps > 130 ? `grid of ${format(grid)} (too fine to draw)` : `grid of ${format(grid)}`}</span>}
+        {grid !== undefined && <span class="key gridkey">{steps > FINEST ? `grid of ${format(grid)} (too fine to draw)` : `grid of ${format(grid)}`}</span>}
       </figcaption>
     </figure>
   );
@@ -61,7 +62,7 @@ function extent({ spread, scale }: Series): [number, number] {
 }
 
 function Bars({ series, range: [low, high], x }: { series: Series; range: [number, number]; x: (v: number) => number }) {
-  const counts = merged(series.spread.histogram, 130); // finer is a comb, not a shape
+  const counts = merged(series.spread.histogram, FINEST)
   if (!counts.length || high <= low) {
     return <line class={`bars ${series.kind}`} x1={x(low)} x2={x(low)} y1={14} y2={H - BOTTOM} stroke-width={3} />;
   }

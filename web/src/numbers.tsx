@@ -10,16 +10,15 @@ import { goTo, index, record, selectedNode, showStage, stages } from "./state";
 export function NumbersView() {
   const root = useRef<HTMLDivElement>(null);
   useMarks(root);
-  const measured = stages.value.filter((s) => s.nodes.some((n) => n.numbers));
-  const rows = layers();
+  const some = stages.value.some((s) => s.nodes.some((n) => n.numbers));
   return (
     <div class="numbers" ref={root} {...pointing}>
-      {!measured.length && (
+      {!some && (
         <p class="hint">Values were not measured: there was no calibration data, the compile was read from a folder, or its model was trained on since. Weights are shown as far as they are here.</p>
       )}
       <Chosen />
-      {measured.length > 0 && <Errors />}
-      <LayerTable rows={rows} />
+      {some && <Errors />}
+      <LayerTable rows={layers()} />
     </div>
   );
 }
@@ -134,7 +133,6 @@ function Weights({ node, stage }: { node: Node; stage: number }) {
   if (!layer) return null;
   const series: Series[] = [];
   let grid: number | undefined;
-  const lines: Line[] = [];
   for (const s of stages.value) {
     const form = index.value.node(s.index, layer.name);
     const weight = form?.attributes["weight"];
@@ -151,7 +149,7 @@ function Weights({ node, stage }: { node: Node; stage: number }) {
   }
   const shown = series.filter(Boolean);
   if (!shown.length) return null;
-  return <Histogram series={shown} lines={lines} grid={grid} label={`weights of ${layer.name}`} />;
+  return <Histogram series={shown} grid={grid} label={`weights of ${layer.name}`} />;
 }
 
 function layerBefore(stage: number, node: Node): Node | undefined {

@@ -77,8 +77,8 @@ export function select(at: Focus | null): void {
 /** Go to a node in a stage that may not be shown now. */
 export function goTo(stage: number, name: string): void {
   batch(() => {
-    if (stage !== left.value && stage !== right.value) showStage(stage);
-    if (view.value === "graph" && stage !== right.value) showStage(stage);
+    const shown = stage === right.value || (stage === left.value && view.value !== "graph");
+    if (!shown) showStage(stage);
     if (view.value === "diagnostics") view.value = "text";
     select({ kind: "node", stage, name });
   });

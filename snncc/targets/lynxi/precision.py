@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -82,9 +81,12 @@ def size(graph: Graph) -> dict[str, int]:
     """The network against the chip: ``neurons``; ``synapses``, distinct weights; ``operations``, multiplications of a
     time step."""
     neurons = sum(n.type.size for n in graph.nodes if isinstance(n.op, ops.Activation | ops.If | ops.Lif))
-    weights = [(n.op.weight, n.type.size) for n in graph.nodes if isinstance(n.op, ops.Weighted)]
-    operations = sum(outputs * prod(weight.shape[1:]) for weight, outputs in weights)
-    return {"neurons": neurons, "synapses": sum(weight.size for weight, _ in weights), "operations": operations}
+    layers = [(n.op, n.type) for n in graph.nodes if isinstance(n.op, ops.Weighted)]
+    return {
+        "neurons": neurons,
+        "synapses": sum(op.weight.size for op, _ in layers),
+        "operations": sum(op.multiplications(out) for op, out in layers),
+    }
 
 
 class _Machine:
