@@ -21,6 +21,7 @@ from snncc.ir.ops import Lif
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, most_held, no_progress, run_pipeline
 from snncc.passes.calibrate import Calibrate
+from snncc.readback import require
 from snncc.targets import find
 from snncc.targets.base import Options, Target
 
@@ -78,7 +79,8 @@ def compile(
         _own_neurons(graph, chosen, asked, context)
         run_pipeline(passes, graph, context, keep, traced)
         result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
-        chosen.files(result.graph, asked)  # what cannot be written is said now, not when it is saved
+        # What cannot be written, or is not what was simulated, is said now, not when it is saved.
+        require(result, chosen.files(result.graph, asked))
     except CompileError as error:
         error.compilation = _until(error, chosen, asked, passes, records, context)
         raise

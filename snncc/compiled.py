@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import torch
 
     from snncc.engine import Simulation
+    from snncc.readback import Mismatch
 
 FORMAT = 1  # of the folder; raised when an older reader would misread it
 MANIFEST, WEIGHTS, STAGES, EXPLORER = "manifest.json", "weights.safetensors", "stages", "explorer.html"
@@ -217,6 +218,20 @@ class CompiledModel(Compilation):
         if graph is not self.graph:  # the first stages share the model's memory; the last has its own
             unchanged(graph)
         return graph
+
+    def verify(self, x: Any = None, timesteps: int | None = None) -> list[Mismatch]:
+        """Read back what is written, and hold it against :meth:`simulate`: :func:`snncc.readback.check_written`.
+
+        Args:
+            x: as of :meth:`simulate`; None: one time step from chosen states only.
+            timesteps: T; by default the one compiled for.
+
+        Returns:
+            What differs; empty if nothing does.
+        """
+        from snncc.readback import check_written
+
+        return check_written(self, None if x is None else as_arrays(x), timesteps)
 
     def validate(self, python: str | Path | None = None) -> Validation:
         """Ask the vendor's own validator, in the vendor's own Python (never in this process).
@@ -467,16 +482,16 @@ class CompiledModel(Compilation):
             text = print_graph(record.graph, banner=record.label)
             (folder / STAGES / f"{i:03}_{_pass_name(record.label)}.mlir").write_text(text, encoding="utf-8")
         wanted = [r.graph for r in self.records] if all_weights else [self.graph]
-        tensors: dict[str, Array] = {}
-        for graph in wanted:
-            unchanged(graph)
-            for param in graph.params():
-                # The key is the name that the text has; equal bytes are written once.
-                tensors.setdefault(param.digest, graph.value(param))
-        names = {p.digest: p.name for g in wanted for p in g.params()}
-        # Their library wants at least one axis in memory order; a scalar tensor has none and is fine.
-        save_file({f"{names[d]}${d}": np.ascontiguousarray(a) for d, a in tensors.items()}, folder / WEIGHTS)
+        save_file(_tensors(wanted), folder / WEIGHTS)
         _write_files(folder, self._files)
+
+    def last_stage(self) -> dict[str, str | bytes]:
+        """The last stage as :meth:`save` writes it: its text and its tensors, by the names of their files."""
+        from safetensors.numpy import save
+
+        label = f"{len(self.records) - 1:03}_{_pass_name(self.records[-1].label)}"
+        text = print_graph(self.graph, banner=self.records[-1].label)
+        return {f"{STAGES}/{label}.mlir": text, WEIGHTS: save(_tensors([self.graph]))}
 
     def _write_manifest(self, folder: Path) -> None:
         manifest = self._manifest()
@@ -517,6 +532,20 @@ class CompiledModel(Compilation):
 def _is_neuron(op: ops.Op) -> bool:
     """Whether the operation stands for an activation of the network."""
     return isinstance(op, ops.If | ops.Lif | loihi.CubaLif | loihi.AtrLif | loihi.SigmaDelta)
+
+
+def _tensors(graphs: Iterable[Graph]) -> dict[str, Array]:
+    """Every parameter once, by its name in the text and its digest."""
+    tensors: dict[str, Array] = {}
+    names: dict[str, str] = {}
+    for graph in graphs:
+        unchanged(graph)
+        for param in graph.params():
+            # The key is the name that the text has; equal bytes are written once.
+            tensors.setdefault(param.digest, graph.value(param))
+            names[param.digest] = param.name
+    # Their library wants at least one axis in memory order; a scalar tensor has none and is fine.
+    return {f"{names[d]}${d}": np.ascontiguousarray(a) for d, a in tensors.items()}
 
 
 def _write_files(folder: Path, files: dict[str, str | bytes]) -> None:

@@ -21,7 +21,7 @@ LAYERS: dict[str, set[str]] = {
     "engine": {"ir"},
     "frontend": {"ir"},
     "explore": {"ir"},
-    "targets": {"ir", "passes", "sdk"},
+    "targets": {"ir", "passes", "frontend", "sdk"},
 }
 TORCH_FREE = {"ir", "passes"}
 SDKS = ["lava", "lyngor", "lynpy", "onnxruntime", "pylynchipsdk", "samna", "sinabs"]

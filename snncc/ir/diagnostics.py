@@ -65,6 +65,7 @@ CODES: dict[str, str] = {
     "SNN081": "vendor's runtime said no",
     "SNN090": "graph that breaks its stage's rules",
     "SNN091": "error of the compiler itself",
+    "SNN092": "what was written is not what was simulated",
 }
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
+import numpy as np
+
 from snncc.ir import Graph
 from snncc.ir.diagnostics import input_error
 from snncc.ir.ops import Encode
@@ -137,6 +139,76 @@ class Events:
     synops: Mapping[str, Array]
 
 
+class Written(ABC):
+    """A network that was read back from written bytes, and takes one time step after the other.
+
+    States are potentials as the last stage counts them, or its own state where a neuron has several numbers; values
+    and states have the last stage's names of neurons, or the places where these lie.
+
+    Attributes:
+        exact: integers up to this size are exact in its arithmetic.
+        worth: of each output, the real value of one of its integers, where the files say it.
+        whole: it tells what every neuron sends.
+        stateless: it takes all time steps in one call of :meth:`run`, and has no :meth:`step`.
+    """
+
+    exact: float = 2.0**53
+    worth: tuple[Array, ...] = ()
+    whole: bool = True
+    stateless: bool = False
+
+    @abstractmethod
+    def start(self, n: int) -> dict[str, Array]:
+        """Every state before the first step, (N, ...) by the name of its neuron."""
+
+    @abstractmethod
+    def step(
+        self, xs: Sequence[Array], states: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], tuple[Array, ...], dict[str, Array]]:
+        """One time step: what neurons send (N, *shape) by name, the outputs in integers, and the states after it.
+
+        Args:
+            xs: of every input, whole numbers (N, *shape).
+            states: those before the step; what is not named is as it was at first.
+        """
+
+    def run(self, xs: Sequence[Array], timesteps: int) -> tuple[dict[str, Array], tuple[Array, ...]]:
+        """All time steps of inputs (T, N, *shape), or (1, N, *shape) of one that is the same in every step: what
+        neurons send and the outputs, (T, N, *shape)."""
+        states, values, outputs = self.start(xs[0].shape[1]), list[dict[str, Array]](), list[tuple[Array, ...]]()
+        for t in range(timesteps):
+            sent, out, states = self.step([x[t if len(x) > 1 else 0] for x in xs], states)
+            values.append(sent)
+            outputs.append(out)
+        series = {name: np.stack([sent[name] for sent in values]) for name in values[0]}
+        return series, tuple(np.stack(rows) for rows in zip(*outputs, strict=True))
+
+    def thresholds(self) -> dict[str, Array]:
+        """One number, or one for each channel, of neurons whose threshold it says in so many words."""
+        return {}
+
+    def units(self, thresholds: Mapping[str, float]) -> dict[str, float]:
+        """What one unit of the last stage's potential is in the numbers of this form: a power of two; 1 by default.
+
+        Args:
+            thresholds: the largest of every neuron, in the last stage's units.
+        """
+        return dict.fromkeys(thresholds, 1.0)
+
+
+@dataclass(frozen=True)
+class WrittenGraph:
+    """A form that was read back as a graph.
+
+    Attributes:
+        graph: spiking, in integers.
+        names: of its neurons, those of the last stage's neuron or the place where that lies, by the graph's own name.
+    """
+
+    graph: Graph
+    names: Mapping[str, str]
+
+
 class Target(ABC):
     """A place to run a network. Subclasses are data (frozen dataclasses) with a few rules.
 
@@ -180,6 +252,14 @@ class Target(ABC):
 
     def files(self, graph: Graph, options: Options) -> dict[str, str | bytes]:
         """The target's own files for the last stage, by path within the folder. One named run.py is its runner."""
+        return {}
+
+    def read_back(self, files: Mapping[str, str | bytes]) -> dict[str, Written | WrittenGraph]:
+        """Every form of the network in :meth:`files`, read back from its bytes alone, by the name of its file.
+
+        What reads must share no code with what wrote: :func:`snncc.readback.check_written` holds both against each
+        other. Raises anything where the bytes say nothing that can be run.
+        """
         return {}
 
     def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:

@@ -21,9 +21,10 @@ from snncc.passes.fuse_linear import FuseLinear
 from snncc.passes.lower_activations import LowerActivations, SpikingOutput
 from snncc.passes.lower_pooling import LowerPooling
 from snncc.passes.quantize import Quantize
-from snncc.targets.base import Events, Options, Target
+from snncc.targets.base import Events, Options, Target, Written, WrittenGraph
 from snncc.targets.dynapcnn.chips import Chip
 from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
+from snncc.targets.dynapcnn.decode import decode
 from snncc.targets.dynapcnn.lower import Reader, to_config
 from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
 from snncc.targets.dynapcnn.placement import capacity
@@ -135,6 +136,12 @@ class Dynapcnn(Target):
         """The configuration for samna and the runner that validates and deploys it. Raises as :meth:`config`."""
         runner = Path(__file__).with_name("run.py").read_text(encoding="utf-8")
         return {"config.json": to_json(self.config(graph, options)), "run.py": runner}
+
+    def read_back(self, files: Mapping[str, str | bytes]) -> dict[str, Written | WrittenGraph]:
+        """The configuration as the graph of its cores."""
+        text = files["config.json"]
+        graph = decode(text if isinstance(text, str) else text.decode())
+        return {"config.json": WrittenGraph(graph, {n.name: n.place for n in graph.nodes if isinstance(n.op, ops.If)})}
 
     def simulate_events(
         self, graph: Graph, options: Options, xs: Sequence[Array], order: str, record: Sequence[str]

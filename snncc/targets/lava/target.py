@@ -28,8 +28,8 @@ from snncc.passes.lower_pooling import LowerPooling
 from snncc.passes.lower_sigma_delta import LowerSigmaDelta
 from snncc.passes.quantize import Quantize
 from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
-from snncc.targets.base import Options, Target
-from snncc.targets.lava import netx
+from snncc.targets.base import Options, Target, Written, WrittenGraph
+from snncc.targets.lava import netx, readback
 from snncc.targets.lava.loihi2 import LOIHI2, NAMES, Partition, PlaceOnCores, partition
 from snncc.targets.lava.lower import AbsorbAffine, CheckSynapses, LowerNeurons, SeparateCurrents
 from snncc.targets.lava.program import Program
@@ -112,6 +112,10 @@ class Lava(Target):
             np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
             files["network.npz"] = buffer.getvalue()
         return files
+
+    def read_back(self, files: Mapping[str, str | bytes]) -> dict[str, Written | WrittenGraph]:
+        """The netx file, or the processes."""
+        return readback.read_back(files)
 
     def _form(self, program: Program, options: Options) -> tuple[str, str]:
         """The form, and why it was chosen.

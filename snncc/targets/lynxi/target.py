@@ -23,7 +23,7 @@ from snncc.passes.fold_batch_norm import FoldBatchNorm
 from snncc.passes.lower_activations import LowerActivations
 from snncc.passes.lower_pooling import LowerPooling
 from snncc.passes.quantize import Quantize
-from snncc.targets.base import Options, Target
+from snncc.targets.base import Options, Target, Written, WrittenGraph
 from snncc.targets.lynxi.check import (
     FP16,
     KA200,
@@ -132,6 +132,12 @@ class Lynxi(Target):
             "step.onnx": onnx_step.write(step),
             **{name: _text(name) for name in ("model.py", "compile_lynxi.py", "run.py")},
         }
+
+    def read_back(self, files: Mapping[str, str | bytes]) -> dict[str, Written | WrittenGraph]:
+        """The module, the TorchScript and the ONNX step."""
+        from snncc.targets.lynxi import readback
+
+        return readback.read_back(files)
 
     def modules(self, graph: Graph, options: Options) -> torch.nn.Module:
         """The network as a plain torch module of what lyngor is known to take, see :mod:`snncc.targets.lynxi.model`."""
