@@ -139,6 +139,12 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--sensor", help="the chip's pixels as the input: auto, or words such as `pooling=2 mirror-x`")
     sub.add_argument("--batch", type=int, help="samples that the emitted program takes at once, where it can")
     sub.add_argument("--readout", action="store_true", default=None, help="outputs go to the chip's readout block")
+    sub.add_argument(
+        "--oversize",
+        action="store_true",
+        default=None,
+        help="write more than the hardware holds, with a warning",
+    )
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -151,7 +157,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 OPTIONS = (
     "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
-    "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch",
+    "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch", "oversize",
 )  # fmt: skip
 
 

@@ -377,7 +377,7 @@ class CompiledModel(Compilation):
                 "shape": list(node.type.shape),
                 "weights": int(weight.size),
                 "largest_weight": int(np.abs(weight).max(initial=0)),
-                "biases": 0 if node.op.bias is None else int(np.count_nonzero(graph.value(node.op.bias))),
+                "biases": self._biases(node.op) + (0 if neuron is None else self._biases(graph[neuron].op)),
                 "neurons": 0 if neuron is None else graph[neuron].type.size,
             }
             if neuron is not None:
@@ -390,6 +390,11 @@ class CompiledModel(Compilation):
             row["scale"] = float(graph.value(unit).mean()) if isinstance(unit, Param) else float(unit)
             rows.append(row | usage.get(node.name, {}) | measured.get(node.name, {}))
         return rows
+
+    def _biases(self, op: ops.Op) -> int:
+        """How many biases other than zero an operation has: a layer, or on Loihi the neurons behind it."""
+        bias = getattr(op, "bias", None)
+        return int(np.count_nonzero(self.graph.value(bias))) if isinstance(bias, Param) else 0
 
     def _neuron(self, name: str) -> str | None:
         """The neuron that a layer's currents go to, through sums and pooling."""

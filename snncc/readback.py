@@ -12,6 +12,7 @@ what wrote it, and then run, in two ways:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -57,7 +58,11 @@ class Mismatch:
 
 
 def check_written(
-    compiled: CompiledModel, xs: Sequence[Array] | None = None, timesteps: int | None = None, files: Files | None = None
+    compiled: CompiledModel,
+    xs: Sequence[Array] | None = None,
+    timesteps: int | None = None,
+    files: Files | None = None,
+    most: float = math.inf,
 ) -> list[Mismatch]:
     """Read back everything that a compiled model writes, and hold it against its last stage.
 
@@ -70,6 +75,7 @@ def check_written(
             states, and of a form with all steps unrolled those steps on a random input.
         timesteps: T of the run over time; by default the one compiled for, which an unrolled form takes in any case.
         files: the target's files and those of the last stage by name, as :func:`written` gives them (the default).
+        most: multiplications that the run of one form over time may take; what takes more takes one step only.
 
     Returns:
         What differs, the first difference of each file; empty if nothing does.
@@ -80,9 +86,11 @@ def check_written(
         forms = compiled.target.read_back(files)
     except Exception as error:  # noqa: BLE001 (bytes that say nothing fail in many ways)
         return [*found, Mismatch(", ".join(_forms(files)), "", f"cannot be read back: {_said(error)}")]
+    steps, samples = timesteps or compiled.options.timesteps, len(xs[0]) if xs else 1
     for name, form in forms.items():
         both = _Comparison(graph, name, _GraphForm(form) if isinstance(form, WrittenGraph) else form)
-        found += both.differences(xs, timesteps, compiled.options.timesteps)
+        work = both.form.cost * steps * samples * _operations(graph)
+        found += both.differences(xs if work <= most else None, timesteps, compiled.options.timesteps)
     return found
 
 
@@ -93,16 +101,14 @@ def written(compiled: CompiledModel) -> dict[str, str | bytes]:
 
 def require(compiled: CompiledModel, files: Files) -> None:
     """What a compile does: the step from chosen states in any case, and one calibration sample over time where that
-    takes no more than :data:`OVER_TIME` multiplications.
+    takes a form no more than :data:`OVER_TIME` multiplications.
 
     Raises:
         CompileError: SNN092, with everything that differs.
     """
-    steps, xs = compiled.options.timesteps, None
     ready_made = any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in compiled.graph.nodes)
-    if compiled.sample and not ready_made and steps * _operations(compiled.graph) <= OVER_TIME:
-        xs = [x[:1] for x in compiled.sample[0]]
-    found = check_written(compiled, xs, files={**compiled.last_stage(), **files})
+    xs = [x[:1] for x in compiled.sample[0]] if compiled.sample and not ready_made else None
+    found = check_written(compiled, xs, files={**compiled.last_stage(), **files}, most=OVER_TIME)
     if found:
         hint = "this is an error of snncc, not of your network: please report it, with the network"
         raise CompileError([Diagnostic("SNN092", f"{m}", m.loc, hint=hint) for m in found])

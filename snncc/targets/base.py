@@ -41,6 +41,8 @@ class Options:
         sensor: the chip's own sensor as the input, in the target's words, "auto" for what the input's shape asks for.
         readout: send the outputs to the chip's own readout block.
         batch: samples that the emitted program takes at once.
+        oversize: write what is more than the hardware holds, with a warning in place of an error: for simulation, or to
+            be split by hand.
     """
 
     timesteps: int = 32
@@ -60,6 +62,7 @@ class Options:
     sensor: str | None = None
     readout: bool = False
     batch: int = 1
+    oversize: bool = False
 
     # What a value is one of, and the kind of a number with its least and its largest.
     CHOICES: ClassVar[Mapping[str, Sequence[str | None]]] = {
@@ -104,7 +107,7 @@ class Options:
             if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, of) for v in value):
                 raise input_error("SNN070", f"option {name}={value!r} is no list of {what}")
             object.__setattr__(self, name, tuple(v if of is str else int(v) for v in value))  # JSON's lists, too
-        for name, kinds in (("sensor", (str, type(None))), ("readout", (bool,))):
+        for name, kinds in (("sensor", (str, type(None))), ("readout", (bool,)), ("oversize", (bool,))):
             if not isinstance(getattr(self, name), kinds):
                 raise input_error("SNN070", f"option {name}={getattr(self, name)!r} is no {kinds[0].__name__}")
 
@@ -148,12 +151,14 @@ class Written(ABC):
     Attributes:
         exact: integers up to this size are exact in its arithmetic.
         worth: of each output, the real value of one of its integers, where the files say it.
+        cost: of one of its multiplications, in those of a matrix product in memory.
         whole: it tells what every neuron sends.
         stateless: it takes all time steps in one call of :meth:`run`, and has no :meth:`step`.
     """
 
     exact: float = 2.0**53
     worth: tuple[Array, ...] = ()
+    cost: float = 1.0
     whole: bool = True
     stateless: bool = False
 
@@ -224,7 +229,7 @@ class Target(ABC):
     summary: str
     takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
         "neuron": ("if",), "form": (None,), "monitor": ((),), "cores": (None,), "sensor": (None,), "readout": (False,),
-        "batch": (1,),
+        "batch": (1,), "oversize": (False,),
     }  # fmt: skip
     spiking: ClassVar[bool] = False
     run_flags: ClassVar[Mapping[str, str]] = {}

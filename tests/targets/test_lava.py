@@ -190,3 +190,19 @@ def test_what_the_placement_cannot_read_hides_nothing() -> None:
 def test_refused_options(options: dict[str, Any], words: str) -> None:
     found = refused(nn.Sequential(CONV, nn.ReLU()).eval(), (1, 6, 6), **options)
     assert [c for c, _ in found] == ["SNN070"] and words in found[0][1]
+
+
+@pytest.mark.parametrize(
+    ("options", "last"),
+    [
+        ({}, 0),
+        ({"reset": "zero"}, 0),
+        ({"neuron": "sigma-delta"}, 3),
+    ],  # half a step, so that shifts round to the nearest
+)
+def test_the_report_counts_biases_that_are_in_the_neurons(options: dict[str, Any], last: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(1, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(80, 3, bias=False), nn.ReLU()).eval()
+    x = np.random.default_rng(0).random((4, 1, 6, 6)).astype(np.float32)
+    rows = snncc.compile(net, "lava", calibration=x, timesteps=T, **options).report
+    assert [row["biases"] for row in rows if row["layer"] in ("conv2d_0", "linear_3")] == [5, last]

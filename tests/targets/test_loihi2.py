@@ -211,7 +211,7 @@ def test_chips_and_boards() -> None:
         made = divide(network((1,), ("dense", cores, 2)), tiny)
         assert (made.cores, made.chips, made.diagnostics) == (cores, chips, ())
     (note,) = divide(network((1,), ("dense", 961, 2)), tiny).diagnostics
-    assert (note.code, note.severity, note.limit, note.found) == ("SNN060", Severity.NOTE, 8, 9)
+    assert (note.code, note.severity, note.limit, note.found) == ("SNN060", Severity.WARNING, 8, 9)
 
 
 def test_places_are_in_order_over_chips() -> None:
@@ -420,4 +420,16 @@ def test_a_reshaped_output_lies_with_its_neurons() -> None:
 def test_the_pass_reports() -> None:
     context = Context()
     PlaceOnCores(replace(LOIHI2, chips_on_a_board=0))(network((4,), ("dense", 2, 8)), context)
-    assert [(d.code, d.severity) for d in context.diagnostics] == [("SNN060", Severity.NOTE)]
+    assert [(d.code, d.severity) for d in context.diagnostics] == [("SNN060", Severity.WARNING)]
+
+
+def test_more_chips_than_there_are_is_an_error_unless_it_is_asked_for() -> None:
+    graph, chip = network((4,), ("dense", 2, 8)), replace(LOIHI2, chips_on_a_board=0, most_chips=0)
+    context = Context()
+    PlaceOnCores(chip)(graph, context)
+    (error,) = context.diagnostics
+    assert (error.code, error.severity, error.limit, error.found) == ("SNN060", Severity.ERROR, 0, 1)
+    assert "oversize=True" in error.hint
+    context = Context()
+    PlaceOnCores(chip, oversize=True)(graph, context)
+    assert [(d.code, d.severity) for d in context.diagnostics] == [("SNN060", Severity.WARNING)]

@@ -293,7 +293,8 @@ def test_options_that_the_contract_does_not_have() -> None:
 
 def test_limits_of_inputs_and_of_the_chip() -> None:
     net = nn.Sequential(nn.Linear(5000, 5200, bias=False), nn.ReLU(), nn.Linear(5200, 2, bias=False))
-    found = snncc.check(net, "lynxi", calibration=np.random.default_rng(0).random((2, 5000), dtype=np.float32))
+    data = np.random.default_rng(0).random((2, 5000), dtype=np.float32)
+    found = snncc.check(net, "lynxi", calibration=data, oversize=True)
     said = {d.code: d for d in found if d.severity is Severity.WARNING}
     assert (said["SNN055"].limit, said["SNN055"].found, said["SNN055"].quantity) == (4095, 5000, "values")
     assert (said["SNN056"].limit, said["SNN056"].found) == (25_000_000, 26_010_400)
@@ -306,8 +307,25 @@ def test_limits_of_inputs_and_of_the_chip() -> None:
         (256 * 1024, 8_000_000), (6 * 1024 * 1024, 32_000_000),
     ]  # fmt: skip
     wide = nn.Sequential(nn.Conv2d(1, 70, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    found = snncc.check(wide, "lynxi", calibration=np.ones((1, 1, 64, 64), np.float32))
+    found = snncc.check(wide, "lynxi", calibration=np.ones((1, 1, 64, 64), np.float32), oversize=True)
     assert [(d.limit, d.found) for d in found if d.code == "SNN057"] == [(250_000, 70 * 64 * 64)]
+
+
+def test_more_than_the_chip_holds_is_refused_unless_it_is_asked_for() -> None:
+    wide = nn.Sequential(nn.Conv2d(1, 70, 1, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    data = np.ones((1, 1, 64, 64), np.float32)
+    with pytest.raises(snncc.CompileError) as raised:
+        snncc.compile(wide, "lynxi", calibration=data, timesteps=2)
+    (error,) = (d for d in raised.value.diagnostics if d.severity is Severity.ERROR)
+    assert (error.code, error.limit, error.found, error.quantity) == ("SNN057", 250_000, 70 * 64 * 64, "neurons")
+    assert "1.2 times smaller" in error.hint and "oversize=True" in error.hint  # and both do:
+    small = nn.Sequential(nn.Conv2d(1, int(70 / 1.2), 1, bias=False), *wide[1:]).eval()
+    assert snncc.compile(small, "lynxi", calibration=data, timesteps=2).mapping["neurons_used"] < 1
+    made = snncc.compile(wide, "lynxi", calibration=data, timesteps=2, oversize=True)
+    (said,) = (d for d in made.diagnostics if d.code == "SNN057")
+    assert said.severity is Severity.WARNING and made.mapping["neurons_used"] > 1
+    with pytest.raises(snncc.InputError, match="does not take oversize=True"):
+        snncc.compile(wide, "speck2f", calibration=data, oversize=True)
 
 
 def test_fp16_is_measured_and_said() -> None:

@@ -62,6 +62,7 @@ class Chip:
     memory_per_core: int = 192 * 1024  # Intel: bytes, for synapses, neurons, axons and code alike
     weight_bits: int = 8  # Intel
     chips_on_a_board: int = 8  # Intel: Kapoho Point; larger systems are made of such boards
+    most_chips: int = 1_152  # Intel: Hala Point, the largest system
     estimates: Estimates = Estimates()
 
     @property
@@ -262,15 +263,14 @@ def partition(program: Program, chip: Chip = LOIHI2) -> Partition:
         found += tiling.problems(shares[-1])
     result = Partition(chip, tuple(shares))
     if result.chips > chip.chips_on_a_board:
-        top = result.dominant
-        text = f"the network takes {result.cores:,} cores on {result.chips} chips, more than a board has"
+        top, too_many = result.dominant, result.chips > chip.most_chips
+        what, limit = ("the largest system", chip.most_chips) if too_many else ("a board", chip.chips_on_a_board)
+        text = f"the network takes {result.cores:,} cores on {result.chips:,} chips, more than {what} has"
         hint = f"`{' + '.join(top.layers) or top.population}` alone takes {top.cores:,}"
-        found.append(
-            Diagnostic(
-                "SNN060", text, program.graph[top.population].loc, Severity.NOTE, hint,
-                chip.chips_on_a_board, result.chips, "chips",
-            )
-        )  # fmt: skip
+        hint += "; oversize=True writes it as it is, for simulation" if too_many else ""
+        severity = Severity.ERROR if too_many else Severity.WARNING
+        loc = program.graph[top.population].loc
+        found.append(Diagnostic("SNN060", text, loc, severity, hint, limit, result.chips, "chips"))
     return replace(result, diagnostics=tuple(found))
 
 
@@ -455,6 +455,7 @@ class PlaceOnCores(Pass):
     operations lie where the neurons that read them do."""
 
     chip: Chip = LOIHI2
+    oversize: bool = False  # more chips than there are are a warning, not an error
     name: ClassVar[str] = "place"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.INT,)
     ensures: ClassVar[Stage] = Stage.MAPPED
@@ -465,7 +466,8 @@ class PlaceOnCores(Pass):
         program = Program(graph)
         cores = partition(program, self.chip)
         for diagnostic in (*program.diagnostics, *cores.diagnostics):
-            context.report(diagnostic)
+            mild = self.oversize and diagnostic.code == "SNN060"
+            context.report(replace(diagnostic, severity=Severity.WARNING) if mild else diagnostic)
         places: dict[str, dict[str, None]] = {}
         for node in reversed(graph.nodes):
             if isinstance(node.op, NEURONS):

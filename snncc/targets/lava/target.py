@@ -52,6 +52,7 @@ class Lava(Target):
     takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
         "neuron": ("if", "sigma-delta"),
         "form": (None, "netx", "process"),
+        "oversize": None,
     }
     run_flags: ClassVar[Mapping[str, str]] = {
         "timesteps": "--timesteps",
@@ -200,7 +201,7 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
             input_bits=8 if hard else 6,
         ),
         LowerNeurons(),
-        PlaceOnCores(),
+        PlaceOnCores(oversize=options.oversize),
     ]
 
 
@@ -214,7 +215,7 @@ def _sigma_delta(options: Options) -> list[Pass]:
         LowerSigmaDelta(),
         LowerPooling(),
         QuantizeSigmaDelta(options.weight_bits or 8, scale_bits=14, per=options.per),
-        PlaceOnCores(),
+        PlaceOnCores(oversize=options.oversize),
     ]
 
 

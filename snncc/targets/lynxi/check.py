@@ -4,7 +4,7 @@ fp16 costs, measured on calibration samples."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import prod
+from math import ceil, prod
 from typing import Any, ClassVar
 
 import numpy as np
@@ -27,8 +27,13 @@ KA200 = {"neurons": 250_000, "synapses": 25_000_000, "sparse_neurons": 2_000_000
 
 @dataclass(frozen=True)
 class CheckLimits(Pass):
-    """Report what breaks a published limit of shapes and sizes. The graph is left as it is."""
+    """Report what breaks a published limit of shapes and sizes. The graph is left as it is.
 
+    Attributes:
+        oversize: more neurons or synapses than a chip holds are a warning, not an error.
+    """
+
+    oversize: bool = False
     name: ClassVar[str] = "check-limits"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     relation: ClassVar[Relation] = Relation.EXACT
@@ -81,8 +86,13 @@ class CheckLimits(Pass):
             if found[what] > limit:
                 one = f"one KA200 holds {limit:,} of a dense one ({most:,} of a sparse one)"
                 text = f"the network has {found[what]:,} {what}, {one}"
-                hint = "lyngor takes one chip at a time: split the network into several models, or make it smaller"
-                _warn(context, code, text, None, limit, found[what], what, hint)
+                times = ceil(10 * found[what] / limit) / 10
+                hint = (
+                    f"make it {times:,} times smaller, or split it into several models: lyngor takes one chip at a "
+                    "time; oversize=True writes it as it is, for simulation"
+                )
+                severity = Severity.WARNING if self.oversize else Severity.ERROR
+                context.report(Diagnostic(code, text, Loc(), severity, hint, limit, found[what], what))
 
 
 @dataclass(frozen=True)
@@ -179,10 +189,9 @@ class CheckLyngor(Pass):
 
 
 def _warn(
-    context: Context, code: str, text: str, node: Node | None, limit: float, found: float, quantity: str, hint: str
+    context: Context, code: str, text: str, node: Node, limit: float, found: float, quantity: str, hint: str
 ) -> None:
-    loc = node.loc if node is not None else Loc()
-    context.report(Diagnostic(code, text, loc, Severity.WARNING, hint, limit, found, quantity))
+    context.report(Diagnostic(code, text, node.loc, Severity.WARNING, hint, limit, found, quantity))
 
 
 def tensors(graph: Graph) -> list[dict[str, Any]]:

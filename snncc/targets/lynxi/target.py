@@ -54,7 +54,7 @@ class Lynxi(Target):
     name: str = "lynxi"
     summary: str = f"KA200 (Lynxi); {CLAIM}"
     takes: ClassVar[Mapping[str, Sequence[Any] | None]] = {
-        "form": (None, OUTER_LOOP, UNROLLED), "monitor": None, "batch": None,
+        "form": (None, OUTER_LOOP, UNROLLED), "monitor": None, "batch": None, "oversize": None,
     }  # fmt: skip
     spiking: ClassVar[bool] = True
     run_flags: ClassVar[Mapping[str, str]] = {
@@ -72,7 +72,7 @@ class Lynxi(Target):
         return [
             Canonicalize(),
             FoldBatchNorm(),
-            CheckLimits(),
+            CheckLimits(options.oversize),
             *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
