@@ -88,6 +88,25 @@ def test_networks_on_cores(name: str) -> None:
     assert model.verify(x.numpy()) == []
 
 
+class Sliced(nn.Module):
+    """Every other row of the input, into a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 3, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.conv(x[:, :, ::2]))
+
+
+def test_a_slice_of_the_input() -> None:
+    """Which torch cannot make of what was made in its inference mode."""
+    torch.manual_seed(0)
+    model = snncc.compile(Sliced().eval(), "lynxi", calibration=data(), timesteps=4, encoding="spikes")
+    counts = np.random.default_rng(0).integers(0, 3, (4, 2, 1, 6, 6)).astype(np.float32)
+    assert model.verify(counts) == []
+
+
 # --- one thing changed --------------------------------------------------------------------------------------------
 
 

@@ -182,7 +182,7 @@ class _Module(_Numbers):
     def call(self, xs: Sequence[Array]) -> list[Array]:
         import torch
 
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference mode: torch cannot slice an input there
             y = self.module(*(torch.from_numpy(np.ascontiguousarray(x, np.float32)) for x in xs))
         return [part.numpy(force=True) for part in (y if isinstance(y, tuple) else (y,))]
 
