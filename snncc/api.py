@@ -22,6 +22,7 @@ from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, most_held, no_progress, run_pipeline
 from snncc.passes.calibrate import Calibrate
 from snncc.readback import require
+from snncc.selfcheck import Compile, SelfCheck
 from snncc.targets import find
 from snncc.targets.base import Options, Target
 
@@ -78,13 +79,25 @@ def compile(
         traced = StageRecord("trace", graph, seconds, diagnostics=tuple(context.diagnostics), memory=memory)
         _own_neurons(graph, chosen, asked, context)
         run_pipeline(passes, graph, context, keep, traced)
-        result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample)
+        losses = _selfcheck(chosen, asked, passes, records, context)
+        result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample, losses)
         # What cannot be written, or is not what was simulated, is said now, not when it is saved.
         require(result, chosen.files(result.graph, asked))
     except CompileError as error:
         error.compilation = _until(error, chosen, asked, passes, records, context)
         raise
     return result
+
+
+def _selfcheck(
+    target: Target, options: Options, passes: Sequence[Pass], records: Sequence[StageRecord], context: Context
+) -> SelfCheck | None:
+    """What the finished compile measures of itself; None: it was asked not to, or there is no data."""
+    if not options.selfcheck or not context.sample:
+        return None
+    from snncc.engine import TorchEngine
+
+    return Compile(target, options, passes, records, context).check(TorchEngine())
 
 
 def _until(
@@ -146,6 +159,7 @@ def check(
         _own_neurons(graph, chosen, asked, context)
         run_pipeline(passes, graph, context, records.append)
         if calibration is not None:
+            _selfcheck(chosen, asked, passes, records, context)
             chosen.files(records[-1].graph, asked)
         found = context.diagnostics
     except SnnccError as error:

@@ -138,6 +138,13 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--cores", type=_numbers, help="cores that may be taken, numbers with commas between")
     sub.add_argument("--sensor", help="the chip's pixels as the input: auto, or words such as `pooling=2 mirror-x`")
     sub.add_argument("--batch", type=int, help="samples that the emitted program takes at once, where it can")
+    sub.add_argument(
+        "--no-selfcheck",
+        dest="selfcheck",
+        action="store_false",
+        default=None,
+        help="do not run the result on calibration samples to see what it loses",
+    )
     sub.add_argument("--readout", action="store_true", default=None, help="outputs go to the chip's readout block")
     sub.add_argument(
         "--oversize",
@@ -157,7 +164,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 OPTIONS = (
     "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
-    "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch", "oversize",
+    "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch", "oversize", "selfcheck",
 )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Compilation:
         if folded := self.stages.get(Stage.FOLDED.value):
             with suppress(MissingBytes):  # the stage was read from a folder without its weights
                 fits = self.target.fits(folded, self.options)
-        return {"report": [], "mapping": {}, "chip": {}, "fits": fits}
+        return {"report": [], "mapping": {}, "chip": {}, "fits": fits, "selfcheck": {}}
 
     def explore(self, path: str | Path, numbers: bool = True) -> Path:
         """Write the compile as one page that a browser shows without any network: every stage, from the lines of your

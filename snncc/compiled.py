@@ -21,7 +21,6 @@ from snncc import sdk
 from snncc.compilation import Compilation, unchanged
 from snncc.ir import (
     Diagnostic,
-    Domain,
     Graph,
     InputError,
     Param,
@@ -34,9 +33,10 @@ from snncc.ir import (
     print_graph,
 )
 from snncc.ir.diagnostics import input_error
-from snncc.ir.interp import encoded, real
+from snncc.ir.interp import encoded
 from snncc.ir.types import Array, Loc, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
+from snncc.selfcheck import CAUSES, SelfCheck
 from snncc.targets.base import Options
 
 if TYPE_CHECKING:
@@ -60,8 +60,14 @@ class Validation:
 
 @dataclass
 class CompiledModel(Compilation):
-    """A network compiled for a target: all stages of :class:`snncc.compilation.Compilation`, the last of which runs."""
+    """A network compiled for a target: all stages of :class:`snncc.compilation.Compilation`, the last of which runs.
 
+    Attributes:
+        selfcheck: what it loses against the network, measured when it was compiled; None: that was turned off, or there
+            was no calibration data.
+    """
+
+    selfcheck: SelfCheck | None = None
     _saved_report: list[dict[str, Any]] | None = field(default=None, repr=False)
 
     @property
@@ -71,7 +77,8 @@ class CompiledModel(Compilation):
 
     def _about(self) -> dict[str, Any]:
         chip = self.target.rooms(self.graph, self.options)
-        return super()._about() | {"report": self.report, "mapping": self.mapping, "chip": chip}
+        check = {} if self.selfcheck is None else self.selfcheck.plain()
+        return super()._about() | {"report": self.report, "mapping": self.mapping, "chip": chip, "selfcheck": check}
 
     # --- running ---
 
@@ -357,13 +364,13 @@ class CompiledModel(Compilation):
 
     @cached_property
     def report(self) -> list[dict[str, Any]]:
-        """A row per layer of weights, as plain data: what it is, what it takes of the hardware, and, measured on up to
-        16 calibration samples, what it does: rate, synaptic operations per sample, conversion error (the relative
-        distance, in the 2-norm, between the neurons' mean output and the network's activation)."""
+        """A row per layer of weights, as plain data: what it is, what it takes of the hardware, and what the self-check
+        measured of it: rate, synaptic operations per sample, conversion error (the relative distance, in the 2-norm,
+        between the neurons' mean output and the network's activation), and what of that it loses itself, by clipping,
+        rounding, time and reset (:mod:`snncc.selfcheck`)."""
         if self._saved_report is not None:
             return self._saved_report
         graph, usage = self.graph, self.target.usage(self.graph, self.options)
-        measured = self._measure()
         rows = []
         for node in graph.nodes:
             if not isinstance(node.op, ops.Weighted):
@@ -388,7 +395,8 @@ class CompiledModel(Compilation):
                     row["threshold"] = threshold
             unit = node.type.unit
             row["scale"] = float(graph.value(unit).mean()) if isinstance(unit, Param) else float(unit)
-            rows.append(row | usage.get(node.name, {}) | measured.get(node.name, {}))
+            own = self._own_measures.get(neuron or "", {})
+            rows.append(row | usage.get(node.name, {}) | self._measured_layer(node.name) | own)
         return rows
 
     def _biases(self, op: ops.Op) -> int:
@@ -406,40 +414,31 @@ class CompiledModel(Compilation):
                 return None
         return None
 
-    def _measure(self, most: int = 16) -> dict[str, dict[str, float]]:
-        ready_made = any(isinstance(n.op, ops.Encode) and n.op.method == "spikes" for n in self.graph.nodes)
-        if not self.sample or ready_made or not self.graph.stage.spiking:
-            return {}
-        from snncc.engine import TorchEngine
+    def _measured_layer(self, name: str) -> dict[str, Any]:
+        """What the self-check measured of a layer of weights and the neuron behind it."""
+        found, row = self.selfcheck, dict[str, Any]()
+        if found is None:
+            return row
+        if name in found.synops:
+            row["synops"] = found.synops[name]
+        known = {layer.name: layer for layer in found.layers}
+        neuron = self._neuron(name)
+        if neuron is not None and neuron not in known:  # of a layer in parts, what stands for all of them
+            neuron = next((user.name for user in self.graph.users[neuron] if user.name in known), None)
+        layer = known.get(name if neuron is None else neuron)
+        if layer is None:
+            return row
+        row |= {} if layer.rate is None else {"rate": layer.rate}
+        return row | {"error": layer.error} | {cause: getattr(layer, cause) for cause in CAUSES}
 
-        engine, xs = TorchEngine(), tuple(x[:most] for x in self.sample[0])
-        folded = self.stages[Stage.FOLDED.value]
-        unchanged(folded)
-        neurons = {n.name for n in self.graph.nodes if n.type.domain in (Domain.SPIKE, Domain.MESSAGE)}
-        neurons = {name for name in neurons if name in folded.by_name and isinstance(folded[name].op, ops.Activation)}
-        done = engine.simulate(self.graph, *xs, timesteps=self.options.timesteps, record=neurons)
-        own = self.target.measured(self.graph, self.options, xs)
-        exact: dict[str, Array] = engine.run(folded, *xs, record=neurons) if neurons else {}
-        table: dict[str, dict[str, float]] = {}
-        for node in self.graph.nodes:
-            if not isinstance(node.op, ops.Weighted):
-                continue
-            row: dict[str, float] = {}
-            if node.name in done.synops:
-                row["synops"] = float(done.synops[node.name].mean())
-            neuron = self._neuron(node.name)
-            if neuron is not None and neuron not in neurons:  # of a layer in parts, what stands for all of them
-                neuron = next((user.name for user in self.graph.users[neuron] if user.name in neurons), None)
-            if neuron in neurons and neuron is not None:
-                row["rate"] = done.rates[neuron]
-                sent = done.spikes[neuron]
-                # Messages are changes: what they add up to is the value.
-                changes = self.graph[neuron].type.domain is Domain.MESSAGE
-                mean = real(self.graph, neuron, sent.sum(axis=0) if changes else sent.mean(axis=0))
-                norm = float(np.linalg.norm(exact[neuron]))
-                row["error"] = float(np.linalg.norm(mean - exact[neuron])) / norm if norm else 0.0
-            table[node.name] = row | own.get(self._neuron(node.name) or "", {})
-        return table
+    @cached_property
+    def _own_measures(self) -> dict[str, dict[str, Any]]:
+        """What only the target's arithmetic shows, by neuron."""
+        if self.selfcheck is None or any(
+            n.op.method == "spikes" for n in self.graph.nodes if isinstance(n.op, ops.Encode)
+        ):
+            return {}
+        return self.target.measured(self.graph, self.options, tuple(x[:16] for x in self.sample[0]))
 
     # --- the folder ---
 
@@ -530,6 +529,7 @@ class CompiledModel(Compilation):
             "passes": [{"label": r.label, "seconds": round(r.seconds, 6), "changed": r.changed} for r in self.records],
             "diagnostics": [d.to_json() for d in self.diagnostics],
             "mapping": self.mapping,
+            "selfcheck": None if self.selfcheck is None else self.selfcheck.plain(),
             "report": self.report,
         }
 
@@ -644,6 +644,7 @@ def load(folder: str | Path) -> CompiledModel:
             records.append(StageRecord(entry["label"], graph, entry["seconds"], entry["changed"]))
         diagnostics = tuple(map(_diagnostic, manifest["diagnostics"]))
         options, report = Options.of(manifest["options"]), list(manifest["report"])
+        losses = None if manifest.get("selfcheck") is None else SelfCheck.of(manifest["selfcheck"])
         target = find(manifest["target"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         message = f"{path / MANIFEST} is not what snncc writes: {type(error).__name__}: {error}"
@@ -653,7 +654,7 @@ def load(folder: str | Path) -> CompiledModel:
     for param in records[-1].graph.params():
         if param not in store:
             raise input_error("SNN072", f"{path / WEIGHTS} has no tensor {param.name!r}, which the last stage needs")
-    return CompiledModel(target, options, tuple(records), diagnostics, _saved_report=report)
+    return CompiledModel(target, options, tuple(records), diagnostics, selfcheck=losses, _saved_report=report)
 
 
 def _inside(name: str) -> bool:

@@ -35,6 +35,8 @@ CODES: dict[str, str] = {
     "SNN040": "weights left with few bits",
     "SNN041": "threshold below one weight step",
     "SNN042": "integers beyond the target's width",
+    "SNN046": "loss beyond the limit on calibration samples",
+    "SNN047": "result that the calibration sample cannot run on",
     "SNN050": "kernel size",
     "SNN051": "stride",
     "SNN052": "padding",

@@ -53,7 +53,7 @@ class CalibrateReset(Pass):
             )
             context.report(Diagnostic("SNN011", text, severity=Severity.NOTE))
             return graph
-        xs = _spread(context.sample, min(self.samples, MEMORY // (4 * sum(neurons.values()))))
+        xs = spread(context.sample, min(self.samples, MEMORY // (4 * sum(neurons.values()))))
         wanted: dict[str, Array] = {}
         names = neurons.keys() | set(graph.outputs)
         context.engine.values(graph, xs, lambda name, y: wanted.update({name: y}) if name in names else None)
@@ -69,7 +69,7 @@ def _resets_to_zero(node: Node) -> bool:
     return isinstance(node.op, ops.If) and node.op.reset == "zero"
 
 
-def _spread(batches: Sequence[tuple[Array, ...]], most: int) -> list[Array]:
+def spread(batches: Sequence[tuple[Array, ...]], most: int) -> list[Array]:
     """At most so many samples of every input, at least one; from everywhere, as data is often sorted by class."""
     whole = [np.concatenate(parts) for parts in zip(*batches, strict=True)]
     n = max(1, min(len(whole[0]), most))

@@ -43,6 +43,7 @@ class Options:
         batch: samples that the emitted program takes at once.
         oversize: write what is more than the hardware holds, with a warning in place of an error: for simulation, or to
             be split by hand.
+        selfcheck: run the result on calibration samples, and warn of what it loses (:mod:`snncc.selfcheck`).
     """
 
     timesteps: int = 32
@@ -63,6 +64,7 @@ class Options:
     readout: bool = False
     batch: int = 1
     oversize: bool = False
+    selfcheck: bool = True
 
     # What a value is one of, and the kind of a number with its least and its largest.
     CHOICES: ClassVar[Mapping[str, Sequence[str | None]]] = {
@@ -107,7 +109,8 @@ class Options:
             if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, of) for v in value):
                 raise input_error("SNN070", f"option {name}={value!r} is no list of {what}")
             object.__setattr__(self, name, tuple(v if of is str else int(v) for v in value))  # JSON's lists, too
-        for name, kinds in (("sensor", (str, type(None))), ("readout", (bool,)), ("oversize", (bool,))):
+        flags = dict.fromkeys(("readout", "oversize", "selfcheck"), (bool,))
+        for name, kinds in ({"sensor": (str, type(None))} | flags).items():
             if not isinstance(getattr(self, name), kinds):
                 raise input_error("SNN070", f"option {name}={getattr(self, name)!r} is no {kinds[0].__name__}")
 
