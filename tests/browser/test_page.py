@@ -108,7 +108,11 @@ def test_every_view_of_a_lenet(window: Window, pages: Path) -> None:
 
     # numbers
     tab(page, "numbers")
-    assert named(page, ".numbers tbody tr") == {row["layer"] for row in record["report"]}
+    check = record["selfcheck"]
+    assert named(page, ".losses tbody tr") == {layer["name"] for layer in check["layers"]}
+    kept = [f"{100 * (1 - check[name]['changed']):.1f} % keep their class" for name in ("network", "simulated")]
+    assert [text.partition(";")[0] for text in page.locator(".losses .figures dd").all_text_contents()] == kept
+    assert named(page, ".numbers section:not(.losses) tbody tr") == {row["layer"] for row in record["report"]}
     page.locator(".numbers tbody tr[data-n='conv2']").click()
     charts = page.locator(".chosen-numbers .chart")
     expect(charts).to_have_count(3)
@@ -171,7 +175,9 @@ def test_a_residual_network(window: Window, pages: Path) -> None:
     tab(page, "text")
     assert named(page, ".line.b[data-n]") == {n.name for n in last.nodes}
     tab(page, "numbers")
-    assert page.locator(".numbers tbody tr").count() == len(compiled.record(numbers=False)["report"])
+    assert page.locator(".numbers section:not(.losses) tbody tr").count() == len(
+        compiled.record(numbers=False)["report"]
+    )
     page.locator(".numbers tbody tr[data-n='stages.0.0.conv1']").click()
     expect(page.locator(".chosen-numbers .chart")).to_have_count(3)
     window.picture("resnet18-numbers")

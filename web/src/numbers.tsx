@@ -4,7 +4,7 @@
 import { useRef } from "preact/hooks";
 import { BarList, count, Histogram, type Line, type Series, Spark } from "./charts";
 import { pointing, useMarks } from "./marks";
-import { isParam, mean, type Node, num, type Row, type Stage } from "./record";
+import { type Figures, isParam, type Loss, mean, type Node, num, type Row, type Stage } from "./record";
 import { goTo, index, record, selectedNode, showStage, stages } from "./state";
 
 export function NumbersView() {
@@ -16,11 +16,62 @@ export function NumbersView() {
       {!some && (
         <p class="hint">Values were not measured: there was no calibration data, the compile was read from a folder, or its model was trained on since. Weights are shown as far as they are here.</p>
       )}
+      <Losses />
       <Chosen />
       {some && <Errors />}
       <LayerTable rows={layers()} />
     </div>
   );
+}
+
+const CAUSES = ["clipping", "rounding", "time", "reset"] as const;
+
+/** What the compile measured of itself: the network without time and simulated, and what each layer loses alone. */
+function Losses() {
+  const check = record.value.selfcheck;
+  if (!check?.layers) return null;
+  const { network, simulated, samples, layers, timesteps, layer_samples: few, cause } = check;
+  const sum = (loss: Loss) => CAUSES.reduce((total, name) => total + loss[name], 0);
+  const most = Math.max(1e-12, ...layers.map(sum));
+  const told = CAUSES.filter((name) => layers.some((loss) => loss[name] > 0));
+  return (
+    <section class="losses">
+      <h3>Against the network <small>on {samples} calibration samples</small></h3>
+      <dl class="figures">
+        {network && <><dt>the integers as a network, without time</dt><dd>{figures(network)}</dd></>}
+        <dt>simulated for {timesteps} time step{timesteps === 1 ? "" : "s"}: what the hardware does</dt><dd>{figures(simulated)}</dd>
+      </dl>
+      <h3>What each layer loses alone <small>of the size of its activation; {few} sample{few === 1 ? "" : "s"}; most by {cause}</small></h3>
+      <table class="layers">
+        <thead>
+          <tr>
+            <th>layer</th><th class="stacked">{told.map((name) => <span key={name} class="swatch"><i class={name} />{name}</span>)}</th>
+            {told.map((name) => <th key={name} class="r">{name}</th>)}
+            <th class="r" title="with what comes from the layers before it">all together</th>
+          </tr>
+        </thead>
+        <tbody>
+          {layers.map((loss) => (
+            <tr key={loss.name} data-n={loss.name} data-s={stages.value.length - 1} tabIndex={0} onKeyDown={(e) => e.key === "Enter" && goTo(stages.value.length - 1, loss.name)}>
+              <td class="name" title={loss.name}>{loss.name}</td>
+              <td class="stacked">{told.map((name) => <i key={name} class={name} title={`${name} ${percent(loss[name])}`} style={{ width: `${(100 * loss[name]) / most}%` }} />)}</td>
+              {told.map((name) => <td key={name} class="r">{percent(loss[name])}</td>)}
+              <td class="r">{percent(loss.error)}</td>
+            </tr>
+          ))}
+        </tbody>
+      </table>
+    </section>
+  );
+}
+
+function percent(part: number): string {
+  return part === 0 ? "" : `${(100 * part).toFixed(part < 0.0995 ? 2 : 1)} %`;
+}
+
+function figures({ error, changed }: Figures): string {
+  const off = `output off by ${percent(error) || "0 %"}`;
+  return changed === null ? off : `${(100 * (1 - changed)).toFixed(1)} % keep their class; ${off}`;
 }
 
 interface Layer { node: Node; stage: number; row?: Row }

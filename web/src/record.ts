@@ -67,6 +67,19 @@ export interface Row {
   synops?: number;
   error?: number;
 }
+export interface Figures { error: number; changed: number | null }
+/** What one layer loses alone, relative to the size of its activation. */
+export interface Loss { name: string; clipping: number; rounding: number; time: number; reset: number; error: number; rate: number | null }
+export interface SelfCheck {
+  timesteps: number;
+  samples: number;
+  layer_samples: number;
+  prepared: Figures;
+  network: Figures | null;
+  simulated: Figures;
+  cause: "clipping" | "rounding" | "time" | "reset";
+  layers: Loss[];
+}
 export interface Fit { layer: string; channels: number; kernel: number; neuron: number; bias: number; holds: number[]; cores: number[]; change: unknown }
 
 export interface CompileRecord {
@@ -84,6 +97,7 @@ export interface CompileRecord {
   report?: Row[];
   chip?: { name?: string; note?: string; rooms?: Room[] };
   fits?: Fit[];
+  selfcheck?: SelfCheck | Record<string, never>;
 }
 
 export function isParam(value: unknown): value is Param {
