@@ -158,7 +158,7 @@ def main() -> None:
     random = np.random.default_rng(0).random
     small = images(options.data, 256) if options.data else random((256, 3, 32, 32)).astype(np.float32)
     net = resnet20(options.data) if options.data else settled(resnet20(None), small)
-    large = random((256, 3, 64, 64)).astype(np.float32)
+    large = random((128, 3, 32, 32)).astype(np.float32)
     cases = [
         ("LeNet", lenet(), random((256, 1, 28, 28)).astype(np.float32), 32),
         *(("ResNet-20", net, small, timesteps) for timesteps in (8, 32)),

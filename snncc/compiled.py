@@ -206,7 +206,7 @@ class CompiledModel(Compilation):
 
     def network(self, x: Any, stage: str = "folded") -> Array:
         """Scores (N, classes) of a stage run as a network, without time: "ann", "folded", or of a spiking stage what
-        its rates tend to."""
+        its rates tend to. T time steps give less: :meth:`simulate`; :attr:`selfcheck` has both figures."""
         import torch
 
         from snncc.engine import TorchEngine

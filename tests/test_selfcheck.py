@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lynxinets import spiking_network
 from torch import nn
 from zoo import GRAPH_ZOO, SEQUENTIAL_ZOO, ZOO, build, example_input
 
@@ -226,6 +227,30 @@ def test_sigma_delta_neurons_lose_no_time() -> None:
     assert all(layer.time == layer.clipping == layer.reset == 0 for layer in check.layers)
     assert 0 < max(layer.rounding for layer in check.layers) < 0.2
     assert check.network == check.simulated
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_networks_with_spiking_neurons_of_their_own(seed: int) -> None:
+    """Their network is its float simulation: integers round, and cost nothing else."""
+    network, shape = spiking_network(np.random.default_rng(seed))
+    x = 2 * example_input(shape, 4, seed).numpy()
+    done = snncc.compile(network, "lynxi", calibration=x, timesteps=6, bias="keep")
+    check = done.selfcheck
+    assert check is not None and check.network is None and check.samples == check.layer_samples == 4
+    own = [n.name for n in done.graph.nodes if isinstance(n.op, ops.Lif)]
+    assert [layer.name for layer in check.layers if layer.rate is not None] == own
+    assert all(layer.clipping == layer.time == layer.reset == 0 for layer in check.layers)
+    wanted, got = (simulate(done.stages[stage], x, timesteps=6) for stage in ("snn", "int"))
+    for name in own:
+        was, now = (trace.spikes(name).mean(axis=0) for trace in (wanted, got))
+        size = np.linalg.norm(was)
+        assert check[name].error == pytest.approx(np.linalg.norm(now - was) / (size or 1.0), abs=1e-9)
+        assert check[name].rate == pytest.approx(now.mean())
+    first = check[own[0]]  # nothing is in front of it
+    assert first.rounding == pytest.approx(first.error, abs=1e-9)
+    (out,) = done.graph.outputs
+    off = np.linalg.norm(got.mean(out) - wanted.mean(out)) / (np.linalg.norm(wanted.mean(out)) or 1.0)
+    assert check.simulated.error == pytest.approx(off, abs=1e-9)
 
 
 @pytest.mark.parametrize("encoding", ["constant", "rate", "bernoulli", "spikes"])
