@@ -134,6 +134,7 @@ def _sigma_delta(op: loihi.SigmaDelta, x: Tensor, out: Type, params: Params) -> 
 
 # What an operation does with its operand (of concat and add: with all of them).
 RULES: dict[type[ops.Op], Callable[[Any, Any, Type, Params], Tensor]] = {
+    ops.Ones: lambda op, x, out, params: x.new_full((len(x), *out.shape), float(op.count if out.integer else 1)),
     ops.Identity: lambda op, x, out, params: x,
     ops.Dropout: lambda op, x, out, params: x,
     ops.Reshape: lambda op, x, out, params: x.reshape(-1, *out.shape),

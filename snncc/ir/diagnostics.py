@@ -32,6 +32,7 @@ CODES: dict[str, str] = {
     "SNN033": "output without an activation",
     "SNN034": "batch norm that cannot be folded",
     "SNN035": "spiking neuron of the network's own",
+    "SNN036": "shift in front of a padding",
     "SNN040": "weights left with few bits",
     "SNN041": "threshold below one weight step",
     "SNN042": "integers beyond the target's width",

@@ -134,6 +134,29 @@ class Input(Op):
         return Type(self.shape)
 
 
+@dataclass(frozen=True)
+class Ones(Op):
+    """1 everywhere, (1, *size), whatever the operand, which gives the number of samples alone: an input of the network.
+
+    A convolution of it is a bias of every pixel, which is smaller where a window lies in the zero padding: what the
+    shift of a normalisation in front of a padded convolution adds. In time steps it is a spike in each of them, beside
+    a constant input a constant. Of integers it is ``count``, whose unit is 1 / count.
+    """
+
+    size: Pair
+    count: int = 1
+    mnemonic: ClassVar[str] = "ones"
+
+    def infer(self, args: tuple[Type, ...], store: Store) -> Type:
+        (x,) = args
+        _need(min(self.size) > 0, f"ones of {self.size}")
+        _need(self.count > 0, f"ones of count {self.count}")
+        return Type((1, *self.size), "i32" if x.integer else x.dtype, x.domain, 1.0 / self.count if x.integer else 1.0)
+
+    def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        return np.full((len(xs[0]), *out.shape), float(self.count if out.integer else 1))
+
+
 class Elementwise(Op):
     """Keeps shape and type of its operand."""
 
@@ -812,7 +835,7 @@ class Lif(Stateful):
 OPS: dict[str, type[Op]] = {
     op.mnemonic: op
     for op in (
-        Input, Identity, Dropout, Reshape, Flatten, Pad, Slice, Concat, Add, Conv2d, Linear, Affine, BatchNorm, AvgPool,
-        AdaptiveAvgPool, SumPool, MaxPool, Relu, Clamp, QuantRelu, Floor, Encode, If, Lif,
+        Input, Ones, Identity, Dropout, Reshape, Flatten, Pad, Slice, Concat, Add, Conv2d, Linear, Affine, BatchNorm,
+        AvgPool, AdaptiveAvgPool, SumPool, MaxPool, Relu, Clamp, QuantRelu, Floor, Encode, If, Lif,
     )
 }  # fmt: skip

@@ -10,7 +10,7 @@ from snncc.ir.graph import Graph, Node, Stage
 from snncc.ir.text import print_node, print_type
 from snncc.ir.types import Domain, MissingBytes
 
-_SHAPES = (ops.Input, ops.Reshape, ops.Flatten, ops.Pad, ops.Slice, ops.Concat)
+_SHAPES = (ops.Input, ops.Ones, ops.Reshape, ops.Flatten, ops.Pad, ops.Slice, ops.Concat)
 _LINEAR = (ops.Add, ops.Conv2d, ops.Linear, ops.Affine)
 _POOLS = (ops.AvgPool, ops.AdaptiveAvgPool, ops.SumPool, ops.MaxPool)
 _ACTIVATIONS = (ops.Relu, ops.Clamp, ops.QuantRelu)

@@ -127,8 +127,8 @@ def as_map(shape: tuple[int, ...]) -> Shape:
 
 
 def is_host_layout(graph: Graph, node: Node) -> bool:
-    """Whether the node only lays out an input anew, which whoever feeds it can do."""
-    if isinstance(node.op, ops.Input | ops.Encode):
+    """Whether the node only lays out an input anew, which whoever feeds it can do, or is a channel of ones."""
+    if isinstance(node.op, ops.Input | ops.Ones | ops.Encode):
         return True
     filled = isinstance(node.op, ops.Pad) and node.op.mode == "constant" and min(*node.op.before, *node.op.after) >= 0
     moves = isinstance(node.op, ops.Reshape | ops.Flatten) or (filled and len(node.type.shape) == 1)
@@ -201,10 +201,16 @@ class _Fusion:
         node = self.graph[name]
         return (
             isinstance(node.op, ops.Weighted)
+            and not self._of_pixels(node)
             and node.args[0] in self.plain
             and len(self.graph.users[name]) == 1
             and name not in self.graph.outputs
         )
+
+    def _of_pixels(self, node: Node) -> bool:
+        """Whether it scales each element of a flattened map: no kernel over channels does, but a matrix."""
+        flat = isinstance(node.op, ops.Affine) and len(node.type.shape) == 1
+        return flat and any(form.shape[1:] != ONE for form in self.parts[node.args[0]])
 
     def _linear(self, node: Node) -> tuple[Form, ...]:
         """The value of a linear operation. Raises Mixed, and NotLinear for another one."""
@@ -231,10 +237,12 @@ class _Fusion:
                 if [f.shape for f in left] != [f.shape for f in right]:
                     raise Mixed("the maps that they flatten differ")
                 return tuple(_add(a, b) for a, b in zip(left, right, strict=True))
-            case ops.Linear():
+            case ops.Linear() | ops.Affine() if isinstance(op, ops.Linear) or self._of_pixels(node):
                 if len(node.type.shape) != 1:
                     raise NotLinear
-                weight = store[op.weight]
+                if isinstance(op, ops.Affine) and op.weight.size**2 > LARGEST:
+                    raise Mixed(f"it scales {op.weight.size:,} elements of a flattened map one by one")
+                weight = store[op.weight] if isinstance(op, ops.Linear) else np.diag(store[op.weight])
                 columns = np.cumsum([0, *(prod(form.shape) for form in operands[0])])
                 bias = None if op.bias is None else store[op.bias]
                 result = Form((len(weight), 1, 1), (), bias, (node,))

@@ -39,6 +39,8 @@ class LowerSigmaDelta(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
+        if any(isinstance(node.op, ops.Ones) for node in graph.nodes):
+            raise ValueError("ones do not change, so no message carries them: fold batch norms with ones=False")
         return _Lowering(graph, context).run()
 
 

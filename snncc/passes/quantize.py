@@ -236,6 +236,8 @@ class Lowering:
                     self._neuron(node)
                 elif isinstance(node.op, ops.Encode):
                     self.builder.add(node.name, self._encoding(node, node.op), node.args, node.loc)
+                elif isinstance(node.op, ops.Ones):
+                    self.builder.add(node.name, self._ones(node, node.op), node.args, node.loc)
                 elif isinstance(node.op, ops.Pad) and node.op.value:
                     self._pad(node, node.op)
                 else:
@@ -254,6 +256,7 @@ class Lowering:
         if name in self.groups:
             return replace(node.type, dtype="i32", unit=self._put_unit(name, self._unit(name)))
         op = self._encoding(node, node.op) if isinstance(node.op, ops.Encode) else node.op
+        op = self._ones(node, op) if isinstance(op, ops.Ones) else op
         return op.infer(tuple(self._type(arg) for arg in node.args), self.store)
 
     def _unit(self, name: str) -> Array:
@@ -323,6 +326,8 @@ class Lowering:
                 largest = np.zeros(len(bias))
                 for rows, w in self._real_weights(node):
                     largest[rows] = np.abs(w, out=w).reshape(len(w), -1).max(axis=1)
+                    if self._fixed(node):
+                        bias[rows] += w.reshape(len(w), -1).sum(axis=1) * self._most(node.args[0])
                 if _along_last(node):  # all channels share the weights
                     largest, bias = largest.max(), bias.max()
                 factor = group.factor[node.name]
@@ -387,7 +392,8 @@ class Lowering:
                 if _along_last(node):
                     total, bias = total.max(), bias.max()
                 scale = times[node.name] / group.factor[node.name]
-                currents, biases = currents + (total + bias) * scale, biases + bias * scale
+                currents = currents + (total + bias) * scale
+                biases = biases + (bias + total if self._fixed(node) else bias) * scale
         return currents, biases
 
     def _times(self, group: Group) -> dict[str, float]:
@@ -416,6 +422,8 @@ class Lowering:
             return limit(self.options.input_bits) if constant else max(1.0, ceil(_peak(source) / node.op.unit))
         if isinstance(node.op, ops.If | ops.Lif):
             return 1.0
+        if isinstance(node.op, ops.Ones):
+            return float(self._ones(node, node.op).count)
         built = self.builder.nodes[name].op if name in self.builder.nodes else None
         if isinstance(built, ops.Weighted):
             rows = np.abs(self.store[built.weight].astype(np.int64)).reshape(built.weight.shape[0], -1).sum(axis=1)
@@ -583,6 +591,14 @@ class Lowering:
                 )
             unit = _peak(source) / limit(self.options.input_bits)
         return replace(op, unit=unit, dtype="i32")
+
+    def _ones(self, node: Node, op: ops.Ones) -> ops.Ones:
+        """Beside a constant input ones are as large as its integers, so that their weights have one scale."""
+        return replace(op, count=limit(self.options.input_bits)) if node.type.domain is Domain.CURRENT else op
+
+    def _fixed(self, node: Node) -> bool:
+        """Whether the layer gives the same in every step, as a bias does: what hardware may have one for."""
+        return isinstance(self.graph[node.args[0]].op, ops.Ones)
 
     def _array(self, value: PerChannel) -> Array:
         return np.asarray(value if isinstance(value, float | int) else self.store[value], np.float64)

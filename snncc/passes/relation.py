@@ -104,6 +104,8 @@ def _bounds(
         op = node.op
         if isinstance(op, ops.Input):
             bound[node.name] = np.zeros_like(values[origin[node.name]])
+        elif isinstance(op, ops.Ones):
+            bound[node.name] = np.zeros((len(x[0]), *node.type.shape))
         elif isinstance(op, ops.Encode):
             exact = values[origin[node.args[0]]]
             mean = (

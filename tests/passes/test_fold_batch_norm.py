@@ -244,14 +244,29 @@ def test_a_norm_without_a_shift_before_padding() -> None:
     assert kinds(fold(n.graph())) == ["conv2d"]
 
 
-def test_a_norm_with_a_shift_before_padding_stays() -> None:
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_a_norm_with_a_shift_before_padding_becomes_ones(groups: int) -> None:
     """The padding is of zeros behind the norm: a folded bias would shift it, too."""
     n = Net(4, 5, 5)
     n.norm(**statistics(), name="norm")
-    n.conv(rng().standard_normal((3, 4, 3, 3)), padding=(0, 0, 0, 1))
-    after = fold(n.graph(), notes=1)
-    assert kinds(after) == ["affine", "conv2d"]
-    assert after.nodes[-1] is n.nodes["conv2d2"]
+    n.conv(rng().standard_normal((4, 4 // groups, 3, 3)), padding=(0, 2, 0, 1), groups=groups)
+    after = fold(n.graph())
+    assert sorted(kinds(after)) == ["add", "conv2d", "conv2d", "ones"]
+    kept = apply(FoldBatchNorm(ones=False), n.graph(), Context())
+    assert kinds(kept) == ["affine", "conv2d"]
+    assert kept.nodes[-1] is n.nodes["conv2d2"]
+
+
+def test_a_norm_behind_which_several_layers_and_a_pooling_read() -> None:
+    n = Net(4, 6, 6)
+    norm = n.norm(**statistics(), name="norm")
+    a = n.conv(rng().standard_normal((3, 4, 3, 3)), padding=(1, 1, 1, 1))
+    n(ops.AvgPool((2, 2), (1, 1)), norm)
+    b = n.conv(rng(1).standard_normal((3, 4, 2, 2)), padding=(1, 1, 1, 1))
+    n(ops.Add(), a, b)
+    after = fold(n.graph())
+    assert kinds(after).count("ones") == 2
+    assert "affine" not in kinds(after)
 
 
 @pytest.mark.parametrize("flatten", [True, False])
@@ -283,15 +298,15 @@ def test_a_norm_before_several_layers_folds_into_each() -> None:
     assert kinds(fold(n.graph())) == ["relu", "conv2d", "conv2d", "add"]
 
 
-def test_a_norm_that_one_of_several_readers_cannot_take() -> None:
+def test_a_norm_that_one_of_several_readers_takes_as_ones() -> None:
     n = Net(4, 5, 5)
     n(ops.Relu())
     n.norm(**statistics(), name="norm")
     n.conv(rng().standard_normal((3, 4, 1, 1)), name="a")
     n.conv(rng(1).standard_normal((3, 4, 3, 3)), None, "norm", padding=(1, 1, 1, 1), name="b")
     n(ops.Add(), "a", "b")
-    after = fold(n.graph(), notes=1)
-    assert kinds(after) == ["relu", "affine", "conv2d", "conv2d", "add"]
+    after = fold(n.graph())
+    assert sorted(kinds(after)) == ["add", "add", "conv2d", "conv2d", "conv2d", "ones", "relu"]
 
 
 def test_a_norm_between_two_layers_goes_to_the_first() -> None:

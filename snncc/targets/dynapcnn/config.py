@@ -102,7 +102,8 @@ class HostBias:
     """Biases of a core that the host gives, in place of the core's slow clock, which fires no neuron.
 
     At the start of each time step it sends one event to each of `rows` x `columns` of each of `count` channels from
-    `first` on. Every window of the core sees just one of them, at taps where the kernel holds (a part of) the bias.
+    `first` on. Of a bias, every window of the core sees just one of them, at taps where the kernel holds (a part of)
+    it. A channel of ones (:class:`snncc.ir.ops.Ones`) has them everywhere: windows in the padding see fewer.
     """
 
     core: int
@@ -462,9 +463,11 @@ def _words(legal: range | tuple[int, ...]) -> str:
 
 
 def with_own_biases(config: Config) -> Config:
-    """The same network with the host's biases as the cores' own: what it computes in each time step is the same."""
+    """The same network with the host's biases as the cores' own: what it computes in each time step is the same. Those
+    of which windows see different numbers stay."""
     cores = {core.index: core for core in config.cores}
-    for bias in config.host_biases:
+    own_biases = [bias for bias in config.host_biases if _is_bias(bias, cores[bias.core])]
+    for bias in own_biases[::-1]:  # the last channels first: the others keep their places
         core, own = cores[bias.core], slice(bias.first, bias.first + bias.count)
         parts = core.weights[:, own].astype(np.int64).reshape(len(core.weights), bias.count, -1)
         taps = np.abs(parts).max(axis=(0, 1))
@@ -475,7 +478,22 @@ def with_own_biases(config: Config) -> Config:
             weights=np.delete(core.weights, own, axis=1),
             biases=parts[:, :, int(taps.argmax())].sum(axis=1),
         )
-    return replace(config, cores=tuple(cores.values()), host_biases=())
+    kept = tuple(bias for bias in config.host_biases if bias not in own_biases)
+    return replace(config, cores=tuple(cores.values()), host_biases=kept)
+
+
+def _is_bias(bias: HostBias, core: CoreConfig) -> bool:
+    """Whether every window sees one event of the host's through the taps that hold something, and no input's channels
+    come behind."""
+    if core.biases is not None or bias.first + bias.count != core.input_shape[0]:
+        return False
+    held = np.any(core.weights[:, bias.first : bias.first + bias.count], axis=(0, 1))
+    for i, places, taken in ((0, bias.rows, held.any(axis=1)), (1, bias.columns, held.any(axis=0))):
+        taps = np.flatnonzero(taken)
+        starts = np.arange(core.output_shape[i + 1]) * core.stride[i] - core.padding[i]
+        if (np.isin(starts[:, None] + taps, places).sum(axis=1) != 1).any():
+            return False
+    return True
 
 
 # The readout block in use, every spike counted and its winner told to the host (synsense's tutorial 'using the readout

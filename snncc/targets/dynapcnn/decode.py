@@ -22,6 +22,7 @@ from snncc.targets.dynapcnn.config import (
     PIXELS,
     Config,
     CoreConfig,
+    HostBias,
     InputRoute,
     Integers,
     Readout,
@@ -72,6 +73,8 @@ class _Decoder:
         for route in self.config.inputs:
             laid = self.lay(encoded[route.index], route)
             self.arriving[route.core].append((route.feature_shift, self.pool(laid, route.pooling, route.core)))
+        for bias in self.config.host_biases:
+            self.arriving[bias.core].append((bias.first, self.ones(bias, encoded[0])))
         sources: dict[int, set[int]] = {index: set() for index in self.cores}
         for core in self.config.cores:
             for destination in core.destinations:
@@ -119,6 +122,13 @@ class _Decoder:
             name = self.add(f"{name}.flat", ops.Reshape(flat), (name,), core) if shape != flat else name
             name = self.add(f"{name}.fill", ops.Pad((0,), (extra,)), (name,), core)
         return self.add(f"{name}.map", ops.Reshape(route.shape), (name,), core)
+
+    def ones(self, bias: HostBias, first: str) -> str:
+        """What the host sends in every step, beside the inputs."""
+        size = self.cores[bias.core].input_shape[1:]
+        if bias.count != 1 or (bias.rows, bias.columns) != tuple(tuple(range(n)) for n in size):
+            raise ValueError(f"{self.cores[bias.core].name}: the host sends it what is neither a bias nor ones")
+        return self.add("ones", ops.Ones((size[0], size[1])), (first,), bias.core)
 
     def pool(self, name: str, pooling: int, core: int) -> str:
         window = (pooling, pooling)

@@ -151,6 +151,7 @@ class Reader:
         self.graph, self.chip = graph, chip
         self.layers: list[Layer] = []
         self.wires: dict[str, tuple[Wire, ...]] = {}  # of values that are spikes
+        self._sums: set[str] = set()  # values that are no spikes, but what a neuron adds up
         self._open: dict[str, Layer] = {}  # layers that wait for their neuron, by the value that it has to read
         self._found: list[tuple[int, Diagnostic]] = []  # with the position of the node
         for node in graph.nodes:
@@ -190,9 +191,10 @@ class Reader:
         if isinstance(op, ops.Flatten | ops.Reshape) and node.args[0] in self._open:
             self._open[node.name] = self._open[node.args[0]]
             self._open[node.name].nodes.append(node.name)
+            self._sums.add(node.name)
             return
-        if any(arg not in self.wires for arg in node.args):
-            if not isinstance(op, ops.Weighted):
+        if missing := [arg for arg in node.args if arg not in self.wires]:
+            if not isinstance(op, ops.Weighted) and not self._sums.isdisjoint(missing):
                 self._other(node)
             return  # something before it was refused
         wires = tuple(wire for arg in node.args for wire in self.wires[arg])
@@ -233,8 +235,13 @@ class Reader:
         self._cut_edge(layer)
 
     def _weighted(self, node: Node, op: ops.Conv2d | ops.Linear | ops.Affine, wires: tuple[Wire, ...]) -> None:
-        if len(node.type.shape) == 2:
-            self._say("SNN064", node, f"a linear layer along the last axis of {node.type.shape}", "flatten first")
+        what = "a linear layer along the last axis" if isinstance(op, ops.Linear) else "a factor for each channel"
+        if len(node.type.shape) == 2 or (isinstance(op, ops.Linear) and len(node.type.shape) != 1):
+            self._say("SNN064", node, f"{what} of {node.type.shape}", "flatten first")
+            return
+        if isinstance(op, ops.Affine) and as_map(node.type.shape) != (sum(w.shape[0] for w in wires), *wires[0].size):
+            hint = "put the batch norm in front of the flattening, or a linear layer in its place"
+            self._say("SNN064", node, f"{what} of a flattened map, whose pixels are channels here", hint)
             return
         wires = self._fed_alike(wires)
         output, kernel, stride, offset = as_map(node.type.shape), (1, 1), (1, 1), (0, 0)
@@ -251,6 +258,7 @@ class Reader:
         channels = max(first + w.shape[0] for first, w in zip(firsts, wires, strict=True))
         layer = Layer(node, wires, firsts, (channels, *wires[0].size), output, kernel, stride, offset)
         self._open[node.name] = layer
+        self._sums.add(node.name)
         self._add(layer)
 
     def _fed_alike(self, wires: tuple[Wire, ...]) -> tuple[Wire, ...]:
@@ -474,6 +482,8 @@ class Reader:
             elif any(wire.pooling > 1 for wire in wires):
                 text = "the network ends in pooling, but the output is read from a core before any pooling"
                 self._say("SNN061", node, text, "end in a linear layer or a convolution")
+            elif not wires and node.name not in self._sums:
+                self._say("SNN064", node, "no core computes the output")
             elif any(wire.host for wire in wires):
                 self._say("SNN061", node, "the output is an input as it is")
 
@@ -518,11 +528,14 @@ def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: b
     watched = [node.name for node in graph.nodes if node.name in wanted]
     monitors = [Monitor(name, core, first) for name in watched for core, first in tiles(name)]
     reads: dict[str, list[Destination]] = {name: [] for name in layers}
-    routes = []
+    routes, ones = [], list[HostBias]()
     index = {n.name: i for i, n in enumerate(graph.inputs)}
     for layer in layers.values():
         for wire, first in zip(layer.wires, layer.firsts, strict=True):
-            if wire.host:
+            if wire.host and isinstance(graph[wire.source].op, ops.Ones):
+                rows, columns = (tuple(range(n)) for n in wire.shape[1:])
+                ones.append(HostBias(layer.core, first, 1, rows, columns))
+            elif wire.host:
                 routes.append(
                     InputRoute(layer.core, wire.shape, wire.pooling, first, index[_input_of(graph, wire.source)])
                 )
@@ -541,7 +554,7 @@ def to_config(graph: Graph, chip: Chip, sensor: Sensor | None = None, readout: b
         cores = [_to_readout(core, starts[core.index], chip) if core.index in starts else core for core in cores]
         monitors = [m for m in monitors if m.core not in starts]  # their channels are not the layer's any more
     shapes = tuple(node.type.shape for node in graph.inputs)
-    biases = tuple(bias for _, bias in made if bias is not None)
+    biases = (*ones, *(bias for _, bias in made if bias is not None))
     return Config(chip, tuple(cores), tuple(routes), tuple(readouts), shapes, sensor, tuple(monitors), biases)
 
 

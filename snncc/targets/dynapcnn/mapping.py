@@ -161,6 +161,7 @@ class CheckLimits(OnChip, Pass):
         reader = Reader(graph, self.chip)
         for diagnostic in reader.diagnostics:
             context.report(diagnostic)
+        self._ones(reader, context)
         if reader.layers and all(layer.fit for layer in reader.layers):
             self.plan(reader, context)
         if self.sensor is not None:
@@ -168,6 +169,24 @@ class CheckLimits(OnChip, Pass):
         if self.readout:
             self._classes(graph, context)
         return graph
+
+    def _ones(self, reader: Reader, context: Context) -> None:
+        """Say what a channel of ones costs: the host sends it, which no sensor does."""
+        for layer in reader.layers:
+            for wire in layer.wires:
+                node = reader.graph[wire.source]
+                if not wire.host or not isinstance(node.op, ops.Ones):
+                    continue
+                events = wire.shape[1] * wire.shape[2]
+                text = f"`{layer.name}` pads what a shift was added to: a channel of ones carries the shift"
+                if self.sensor is not None:
+                    hint = "leave out the shift (x * a alone), the padding of this layer, or the sensor"
+                    message = f"{text}, which the host has to send, and the sensor cannot"
+                    context.report(Diagnostic("SNN036", message, layer.node.loc, hint=hint))
+                else:
+                    message = f"{text}, for which the host sends {events:,} events in every time step"
+                    hint = "train without the shift, or without padding in this layer, to save them"
+                    context.report(Diagnostic("SNN036", message, layer.node.loc, Severity.NOTE, hint))
 
     def _classes(self, graph: Graph, context: Context) -> None:
         """Report outputs that the readout block has no room for."""

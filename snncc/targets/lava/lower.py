@@ -189,10 +189,14 @@ class LowerNeurons(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        constant = _at_rest(graph)
+        constant, fixed = _at_rest(graph), _fixed(graph)
 
         def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
             op = node.op
+            if isinstance(op, ops.Add) and node.args[0] != node.args[1]:
+                moving = [new for old, new in zip(node.args, args, strict=True) if old not in fixed]
+                if len(moving) == 1:  # what is the same in every step is in the neurons' biases
+                    return moving[0]
             if isinstance(op, ops.Conv2d | ops.Linear | ops.Affine) and op.bias is not None:
                 return builder.copy(node, args, replace(op, bias=None))
             if not isinstance(op, ops.If):
@@ -210,6 +214,17 @@ class LowerNeurons(Pass):
         result = rebuild(graph, visit)
         _check_state(result, context)
         return result
+
+
+def _fixed(graph: Graph) -> set[str]:
+    """The values that follow from ones alone."""
+    fixed: set[str] = set()
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Ones) or (
+            node.args and not isinstance(node.op, ops.If) and fixed.issuperset(node.args)
+        ):
+            fixed.add(node.name)
+    return fixed
 
 
 def _at_rest(graph: Graph) -> dict[str, Array]:

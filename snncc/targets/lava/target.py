@@ -208,7 +208,7 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
 def _sigma_delta(options: Options) -> list[Pass]:
     return [
         Canonicalize(),
-        FoldBatchNorm(),
+        FoldBatchNorm(ones=False),
         CheckSynapses(signed=True),
         CheckBias(options.bias),
         Calibrate("max", per=options.per),

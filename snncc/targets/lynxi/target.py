@@ -71,7 +71,7 @@ class Lynxi(Target):
         v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
         return [
             Canonicalize(),
-            FoldBatchNorm(),
+            FoldBatchNorm(ones=False),
             CheckLimits(options.oversize),
             *([] if fold else [bias]),
             Calibrate(options.threshold, options.percentile, options.per),
