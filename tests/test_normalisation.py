@@ -153,3 +153,16 @@ def test_what_follows_from_a_refusal_is_not_said() -> None:
     with pytest.raises(snncc.CompileError) as caught:
         snncc.compile(Net().eval(), "speck2f", calibration=images(), bias="keep")
     assert {d.code for d in caught.value.diagnostics if d.severity.value == "error"} == {"SNN032"}
+
+
+def test_a_norm_behind_a_layer_along_the_last_axis_is_refused() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(4, 4), nn.BatchNorm2d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.fc(x) + x).relu()
+
+    with pytest.raises(snncc.CompileError, match="SNN032"):
+        snncc.compile(Net().eval(), "lava", calibration=torch.rand(8, 2, 4, 4), bias="keep")

@@ -126,6 +126,10 @@ class AbsorbAffine(Pass):
         return rebuild(graph, visit)
 
 
+# With how many axes the first one of a layer's result is its channels.
+_CHANNELS = {ops.Conv2d: (3,), ops.Linear: (1,), ops.Affine: (1, 3)}
+
+
 @dataclass(frozen=True)
 class _Absorb:
     """Builds ``scale * value + shift`` without the affine operation ``by``."""
@@ -152,7 +156,7 @@ class _Absorb:
             return self.into(old.args[i], node.args[i], scale, shift)
 
         match op:
-            case ops.Conv2d() | ops.Linear() | ops.Affine() if len(node.type.shape) != 2:
+            case ops.Conv2d() | ops.Linear() | ops.Affine() if len(node.type.shape) in _CHANNELS[type(op)]:
                 if isinstance(op, ops.Affine) and old.args[0] in self.sums:
                     return None  # it could not go either
                 rows = scale.reshape(-1, *(1,) * (len(op.weight.shape) - 1))
