@@ -157,19 +157,30 @@ class _GraphForm(Written):
     def __init__(self, form: WrittenGraph) -> None:
         from snncc.engine.rules import Params
 
-        self.graph, self.names = form.graph, form.names
+        self.graph, self.names, self.every = form.graph, form.names, form.every
         self.params = Params(form.graph.store, "cpu")
 
     def start(self, n: int) -> dict[str, Array]:
         graph = self.graph
         return {
-            self.names.get(node.name, node.name): node.op.start(n, node.type, graph.store)
+            self.names.get(node.name, node.name): self.own(node, node.op.start(n, node.type, graph.store))
             for node in graph.nodes
             if isinstance(node.op, ops.Stateful)
         }
 
+    def own(self, node: Node, values: Array) -> Array:
+        """The channels (axis 1) that are the last stage's."""
+        return values[:, :: self.every.get(node.name, 1)]
+
     def step(self, xs: Sequence[Array], states: Mapping[str, Array]) -> Step:
-        return self.walk(xs, lambda name, node, x: states.get(name, node.op.start(len(x), node.type, self.graph.store)))
+        def state(name: str, node: Node, x: Array) -> Array:
+            assert isinstance(node.op, ops.Stateful)
+            whole = node.op.start(len(x), node.type, self.graph.store)
+            if name in states:
+                self.own(node, whole)[...] = states[name]
+            return whole
+
+        return self.walk(xs, state)
 
     def walk(self, xs: Sequence[Array], state: Any) -> Step:
         """A step, of states that ``state(name, node, what arrives)`` gives."""
@@ -189,8 +200,10 @@ class _GraphForm(Written):
             ys = [live[arg] for arg in node.args]
             if isinstance(op, ops.Stateful):
                 name = self.names.get(node.name, node.name)
-                after[name], y = op.step(state(name, node, ys[0]), ys[0], node.type, store)
-                sent[name] = np.asarray(y)
+                kept, y = op.step(state(name, node, ys[0]), ys[0], node.type, store)
+                after[name], sent[name] = self.own(node, kept), self.own(node, np.asarray(y))
+                if np.count_nonzero(y) != np.count_nonzero(sent[name]):
+                    raise ValueError(f"{node.name}: a channel that nobody counts is not silent")
             else:
                 with torch.inference_mode():
                     tensors = [torch.from_numpy(np.ascontiguousarray(y)) for y in ys]

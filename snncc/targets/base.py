@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -211,10 +211,12 @@ class WrittenGraph:
     Attributes:
         graph: spiking, in integers.
         names: of its neurons, those of the last stage's neuron or the place where that lies, by the graph's own name.
+        every: k for neurons of which only every k-th channel is one of the last stage's; the others must stay silent.
     """
 
     graph: Graph
     names: Mapping[str, str]
+    every: Mapping[str, int] = field(default_factory=dict)
 
 
 class Target(ABC):

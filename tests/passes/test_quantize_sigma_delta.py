@@ -302,7 +302,7 @@ def stages(model: nn.Module, x: Tensor, *wanted: str, **options: object) -> tupl
     assert graph is not None and not errors(found), found
     data = [(x.numpy(),)]
     context = Context(calibration=data, sample=data, engine=ENGINE)
-    folded = FoldBatchNorm()(possible(Canonicalize()(graph, context)), context)
+    folded = FoldBatchNorm(ones=False)(possible(Canonicalize()(graph, context)), context)
     context.diagnostics.clear()
     passes: list[Pass] = [
         Calibrate("max"), LowerSigmaDelta(), LowerPooling(), QuantizeSigmaDelta(**options),  # type: ignore[arg-type]
@@ -352,7 +352,7 @@ def test_generated_models(seed: int, bits: tuple[int, int]) -> None:
     context = Context(
         calibration=[(example_input(shape, 8).numpy(),)], sample=[(example_input(shape, 8).numpy(),)], engine=ENGINE
     )
-    folded = FoldBatchNorm()(possible(Canonicalize()(graph, context)), context)
+    folded = FoldBatchNorm(ones=False)(possible(Canonicalize()(graph, context)), context)
     options = QuantizeSigmaDelta(*bits, min_bits=2, scale_bits=14)
     records = run_pipeline([Calibrate("max"), LowerSigmaDelta(), LowerPooling(), options], folded, context)
     x = example_input(shape, 3, seed=seed % 1000).numpy().astype(np.float64)

@@ -141,7 +141,9 @@ class Dynapcnn(Target):
         """The configuration as the graph of its cores."""
         text = files["config.json"]
         graph = decode(text if isinstance(text, str) else text.decode())
-        return {"config.json": WrittenGraph(graph, {n.name: n.place for n in graph.nodes if isinstance(n.op, ops.If)})}
+        names = {n.name: n.place for n in graph.nodes if isinstance(n.op, ops.If)}
+        every = {n.args[0]: n.op.step[0] for n in graph.nodes if isinstance(n.op, ops.Slice) and n.args[0] in names}
+        return {"config.json": WrittenGraph(graph, names, every)}
 
     def simulate_events(
         self, graph: Graph, options: Options, xs: Sequence[Array], order: str, record: Sequence[str]
