@@ -191,10 +191,10 @@ def _own_neurons(graph: Graph, target: Target, options: Options, context: Contex
     for name in ("reset", "threshold", "percentile", "per", "v0") if own else ():
         if getattr(options, name) != getattr(plain, name):
             text = f"{name}={getattr(options, name)!r} means nothing to a network that has spiking neurons itself"
-            raise input_error("SNN070", text, "leave it out: its neurons have that themselves")
+            raise input_error("SNN082", text, "leave it out: its neurons have that themselves")
     if own and options.bias == "fold":
         text = "bias='fold' changes where potentials start, and the network's neurons start where they were trained to"
-        raise input_error("SNN070", text, "choose bias='keep' or 'strip'")
+        raise input_error("SNN082", text, "choose bias='keep' or 'strip'")
 
 
 def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context: Context) -> Graph:
@@ -209,14 +209,14 @@ def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context
     from snncc.frontend import trace
 
     if not isinstance(model, torch.nn.Module):
-        raise input_error("SNN070", f"the model is a {type(model).__name__}, not a torch.nn.Module")
+        raise input_error("SNN089", f"the model is a {type(model).__name__}, not a torch.nn.Module")
     engine = TorchEngine()
     context.engine = engine
     batches, first = _peek(calibration)
     if example_input is None:
         if first is None:
             raise input_error(
-                "SNN070", "neither example_input nor calibration data was given", "pass one batch of input"
+                "SNN100", "neither example_input nor calibration data was given", "pass one batch of input"
             )
         example_input = first[: _arity(model)]  # a batch may have labels behind the inputs
     example = _example(model, example_input)

@@ -9,7 +9,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +21,15 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    parser, commands = _parser()
+    given = list(sys.argv[1:] if arguments is None else map(str, arguments))
+    name = next((word for word in given if not word.startswith("-")), None)
+    if name is not None and name not in commands:
+        parser.error(_no_such("command", name, commands))
+    options, strange = parser.parse_known_args(given)
+    if strange:
+        sub = commands.get(name or "", parser)
+        sub.error(_no_such("option", strange[0], [word for action in sub._actions for word in action.option_strings]))
     if options.command is None:
         parser.print_help()
         return 2
@@ -46,7 +53,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1
 
 
-def _parser() -> argparse.ArgumentParser:
+def _no_such(what: str, word: str, known: Iterable[str]) -> str:
+    """What wrong usage is told, with what was probably meant."""
+    from snncc.ir.diagnostics import meant
+
+    near = meant(word.partition("=")[0], known)
+    return f"there is no {what} {word!r}" + (f"; did you mean {near!r}?" if near else "")
+
+
+def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser, and that of each command by its name."""
     from snncc.sdk import ENVIRONMENTS
 
     parser = argparse.ArgumentParser(
@@ -112,7 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--port", type=int, default=0, help="of --watch; default: any that is free")
     sub.add_argument("--no-open", action="store_true", help="do not open the page in a browser")
-    return parser
+    return parser, commands.choices
 
 
 def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None:
@@ -159,7 +175,10 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(map(int, text.split(",")))
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from None
 
 
 OPTIONS = (
@@ -299,7 +318,7 @@ def _dump(options: argparse.Namespace) -> int:
     from snncc.compiled import load
     from snncc.console import console, mlir_text
     from snncc.explore import differences, graphviz, model_explorer
-    from snncc.ir.diagnostics import input_error
+    from snncc.ir.diagnostics import input_error, unknown
     from snncc.ir.text import print_banner, print_graph
 
     records = (load(Path(options.model)) if Path(options.model).is_dir() else _compiled(options)).records
@@ -307,17 +326,16 @@ def _dump(options: argparse.Namespace) -> int:
     if options.after:
         names = [r.label.partition("{")[0] for r in records]
         if options.after not in names:
-            hint = f"choose one of {', '.join(names)}"
-            raise input_error("SNN070", f"there is no pass {options.after!r}", hint)
+            raise unknown("SNN085", "pass", options.after, dict.fromkeys(names))
         chosen = [i for i in chosen if names[i] == options.after][-1:]
     elif not options.print_after_all and not options.diff:
         chosen = chosen[-1:]
     locations = not options.no_loc
     if options.format != "mlir" and (options.json or options.diff or options.no_loc):
-        raise input_error("SNN070", f"--format {options.format} takes no --json, --diff or --no-loc")
+        raise input_error("SNN083", f"--format {options.format} takes no --json, --diff or --no-loc")
     if options.format == "model-explorer":
         if options.after:
-            raise input_error("SNN070", "--format model-explorer is of every stage", "leave out --after")
+            raise input_error("SNN083", "--format model-explorer is of every stage", "leave out --after")
         _say(model_explorer(records))
         return 0
     chosen = [i for i in chosen if records[i].changed or not options.only_changed]
@@ -387,7 +405,7 @@ def _watch(options: argparse.Namespace) -> int:
     from snncc.live import Live
 
     if options.output is not None:
-        raise input_error("SNN070", "-o means nothing with --watch, which writes no page", "leave one of them out")
+        raise input_error("SNN083", "-o means nothing with --watch, which writes no page", "leave one of them out")
     _input_shape(options)  # what is wrong here, no change of a file can mend
     read = [path for path in (options.calibration, options.weights) if path is not None]
     asked = {name: getattr(options, name) for name in OPTIONS if getattr(options, name) is not None}
@@ -484,28 +502,28 @@ def _model(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
 
 def _input_shape(options: argparse.Namespace) -> tuple[int, ...] | None:
     """What ``--input-shape`` says; without it, there must be calibration data."""
-    from snncc.ir.diagnostics import input_error
+    from snncc.ir.diagnostics import input_error, wrong_value
 
     if options.input_shape is None:
         if options.calibration is None:
-            raise input_error("SNN070", "neither --input-shape nor --calibration was given")
+            raise input_error("SNN100", "neither --input-shape nor --calibration was given")
         return None
     try:
         shape = tuple(int(n) for n in options.input_shape.split(","))
     except ValueError:
-        raise input_error("SNN070", f"input shape {options.input_shape!r}", "write it as 1,28,28") from None
+        raise wrong_value("--input-shape", options.input_shape, "is no shape", hint="write it as 1,28,28") from None
     if min(shape) < 1:
-        raise input_error("SNN070", f"input shape {options.input_shape!r} has an empty axis")
+        raise wrong_value("--input-shape", options.input_shape, "has an empty axis")
     return shape
 
 
 def _place_and_name(spec: str) -> tuple[str, str]:
     """The parts of ``package.module:name`` or ``file.py:name``."""
-    from snncc.ir.diagnostics import input_error
+    from snncc.ir.diagnostics import wrong_value
 
     place, _, name = spec.rpartition(":")
     if not place or not name:
-        raise input_error("SNN070", f"model {spec!r}", "write it as package.module:name or file.py:name")
+        raise wrong_value("model", spec, "names no model", hint="write it as package.module:name or file.py:name")
     return place, name
 
 
@@ -517,7 +535,7 @@ def _model_file(spec: str) -> Path:
     from snncc.ir.diagnostics import input_error
 
     if Path(spec).is_dir():
-        raise input_error("SNN070", f"{spec} is a written folder, which nothing is compiled from", "leave out --watch")
+        raise input_error("SNN083", f"{spec} is a written folder, which nothing is compiled from", "leave out --watch")
     place, _ = _place_and_name(spec)
     file: str | None = None
     if place.endswith(".py"):
@@ -545,7 +563,7 @@ def _import(spec: str) -> Any:
 
     import torch
 
-    from snncc.ir.diagnostics import input_error
+    from snncc.ir.diagnostics import input_error, unknown
 
     place, name = _place_and_name(spec)
     if place.endswith(".py"):
@@ -564,12 +582,21 @@ def _import(spec: str) -> Any:
         sys.path.insert(0, str(Path.cwd()))
         module = _users(importlib.import_module, place, what=place)
     if not hasattr(module, name):
-        raise input_error("SNN070", f"{place} has no {name!r}")
+        raise unknown("SNN087", "model", name, _models(module), f"in {place}")
     value = getattr(module, name)
     model = value if isinstance(value, torch.nn.Module) or not callable(value) else _users(value, what=spec)
     if not isinstance(model, torch.nn.Module):
-        raise input_error("SNN070", f"{spec} is a {type(model).__name__}, not a torch.nn.Module")
+        raise input_error("SNN089", f"{spec} is a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+def _models(module: Any) -> list[str]:
+    """What a module itself defines that may be, or make, a network."""
+    import torch
+
+    own = {n: v for n, v in vars(module).items() if not n.startswith("_")}
+    made = {n for n, v in own.items() if callable(v) and getattr(v, "__module__", "") == module.__name__}
+    return [name for name, value in own.items() if name in made or isinstance(value, torch.nn.Module)]
 
 
 def _users(function: Any, *arguments: Any, what: str) -> Any:

@@ -32,7 +32,7 @@ from snncc.ir import (
     parse,
     print_graph,
 )
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, unknown
 from snncc.ir.interp import encoded
 from snncc.ir.types import Array, Loc, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
@@ -113,10 +113,10 @@ class CompiledModel(Compilation):
 
         graph = self._stage(stage)
         if not graph.stage.spiking:
-            raise input_error("SNN070", f"stage {graph.stage.value!r} has no time steps", "use network(x, stage=...)")
+            raise input_error("SNN086", f"stage {graph.stage.value!r} has no time steps", "use network(x, stage=...)")
         if order is not None:
             if graph is not self.graph or engine:
-                raise input_error("SNN070", f"order={order!r} is of the last stage, and takes no other arguments")
+                raise input_error("SNN083", f"order={order!r} is of the last stage, and takes no other arguments")
             return self._events(as_arrays(x), timesteps, record, order)
         return TorchEngine().simulate(
             graph,
@@ -220,7 +220,7 @@ class CompiledModel(Compilation):
         if name is None:
             return self.graph
         if name not in self.stages:
-            raise input_error("SNN070", f"there is no stage {name!r}", f"choose one of {', '.join(self.stages)}")
+            raise unknown("SNN085", "stage", name, self.stages)
         graph = self.stages[name]
         if graph is not self.graph:  # the first stages share the model's memory; the last has its own
             unchanged(graph)
@@ -284,10 +284,7 @@ class CompiledModel(Compilation):
         asked = {**({"record": record} if record is not None else {}), **options}
         for name in asked:
             if name not in flags or name == "timesteps":
-                known = ", ".join(flags) or "none"
-                raise input_error(
-                    "SNN070", f"the runner of {self.target.name} has no option {name!r}", f"known: {known}"
-                )
+                raise unknown("SNN079", "option", name, flags, f"of {self.target.name}'s runner")
         self._runner()  # that there is one is said before anything about the input
         steps = self.options.timesteps if timesteps is None else timesteps
         arrays = {f"x{i}": coded for i, coded in enumerate(self._encoded(as_arrays(x), steps))}
@@ -452,7 +449,7 @@ class CompiledModel(Compilation):
                 numbers if the model was trained on since.
 
         Raises:
-            InputError: the place is taken (SNN070), weights are missing (SNN072: this model was itself read from a
+            InputError: the place is taken (SNN075), weights are missing (SNN072: this model was itself read from a
                 folder without them), or were changed since the compile (SNN073).
         """
         final = Path(folder).absolute()
@@ -570,12 +567,12 @@ def _replaceable(final: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         ours = False
     if not ours:
-        raise input_error("SNN070", f"{final} exists and was not written by snncc", "choose another folder")
+        raise input_error("SNN075", f"{final} exists and was not written by snncc", "choose another folder")
     there = (str(p.relative_to(final).as_posix()) for p in final.rglob("*") if p.is_symlink() or not p.is_dir())
     if foreign := sorted(set(there) - known):
         few = ", ".join(foreign[:3]) + (", ..." if len(foreign) > 3 else "")
         message = f"{final} holds what snncc did not write, and would be replaced: {few}"
-        raise input_error("SNN070", message, "move these files away, or choose another folder")
+        raise input_error("SNN075", message, "move these files away, or choose another folder")
 
 
 def _pass_name(label: str) -> str:

@@ -50,7 +50,7 @@ from snncc.compilation import Compilation
 from snncc.explore import page, write
 from snncc.explore.html import drawn
 from snncc.ir import CompileError, Diagnostic, InputError, Loc, SnnccError, Source
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import wrong_value
 from snncc.targets import all_targets, find
 from snncc.targets.base import Options
 
@@ -84,7 +84,7 @@ class Settings:
             InputError: there is no such target or option, or the target does not take it.
         """
         if not isinstance(target, str) or not isinstance(options, Mapping):
-            raise input_error("SNN070", "a target's name and options by name are needed")
+            raise wrong_value("settings", [target, options], "is not a target's name and options by name")
         chosen, asked = find(target), Options.of(options)
         chosen.accept(asked)
         chosen.passes(asked)
@@ -332,7 +332,7 @@ class Live:
             self._server = _Server(("127.0.0.1", port), _Handler)
         except (OSError, OverflowError) as error:
             hint = "choose another, or 0 for any"
-            raise input_error("SNN070", f"port {port} cannot be used: {error}", hint) from None
+            raise wrong_value("port", port, f"cannot be used: {error}", hint=hint) from None
         self._server.live = self
         self.token = secrets.token_urlsafe(24)
         self.port = int(self._server.server_address[1])

@@ -233,7 +233,7 @@ def test_one_target(capsys: Captured) -> None:
     assert answer["limits"]["kernel_sizes"] == {"min": 1, "max": 16}
     assert answer["limits"]["cores"][0]["neuron_words"] == 65536
     assert run(capsys, "targets", "reference")[:2] == (0, "reference  no hardware limits; simulated\n")
-    assert "SNN070" in fails(capsys, "targets", "loihi9")
+    assert "SNN078" in fails(capsys, "targets", "loihi9")
 
 
 # --- simulate and run -----------------------------------------------------------------------------------------------
@@ -332,7 +332,7 @@ def test_dump_after(capsys: Captured) -> None:
     banners = run(capsys, *DUMP, "--print-after-all")[1].count("// -----")
     assert banners == 13
     said = fails(capsys, *DUMP, "--after", "optimise")
-    assert "SNN070" in said and "there is no pass 'optimise'" in said and "lower-activations" in said
+    assert "SNN085" in said and "there is no pass 'optimise'" in said and "lower-activations" in said
 
 
 def test_dump_differences(capsys: Captured, built: Path) -> None:
@@ -364,7 +364,7 @@ def test_dump_for_other_viewers(capsys: Captured, built: Path) -> None:
         status, out, err = run(capsys, "dump", built, "--format", "dot", more)
         assert status == 1 and "--format dot takes no" in out + err
     status, _, err = run(capsys, "dump", built, "--format", "model-explorer", "--after", "trace")
-    assert status == 1 and "error[SNN070]" in err and "leave out --after" in err
+    assert status == 1 and "error[SNN083]" in err and "leave out --after" in err
 
 
 def test_a_folder_has_its_page(capsys: Captured, built: Path, tmp_path: Path) -> None:
@@ -437,13 +437,13 @@ def test_wrong_input_shape(capsys: Captured) -> None:
         ("nowhere.py:make", "SNN071", "there is no file nowhere.py"),
         ("no_such_package.models:make", "SNN071", "No module named 'no_such_package'"),
         ("pkg.no_such_module:make", "SNN071", "No module named 'pkg.no_such_module'"),
-        ("model.py:no_such_name", "SNN070", "model.py has no 'no_such_name'"),
-        ("model.py:number", "SNN070", "is a int, not a torch.nn.Module"),
-        ("model.py:zero", "SNN070", "is a int, not a torch.nn.Module"),
+        ("model.py:no_such_name", "SNN087", "there is no model 'no_such_name' in model.py"),
+        ("model.py:number", "SNN089", "is a int, not a torch.nn.Module"),
+        ("model.py:zero", "SNN089", "is a int, not a torch.nn.Module"),
         ("model.py:broken", "SNN071", "KeyError: 'hidden'"),
         ("model.py:leaves", "SNN071", "SystemExit: usage: model.py"),
-        ("model.py:Large.forward", "SNN070", "has no 'Large.forward'"),
-        ("model.py:torch", "SNN070", "is a module, not"),
+        ("model.py:Larg", "SNN087", "did you mean 'Large'?"),
+        ("model.py:torch", "SNN089", "is a module, not"),
         ("json:dumps", "SNN071", "missing 1 required positional argument"),
     ],
 )
@@ -519,7 +519,7 @@ def test_arrays_that_cannot_be_used(capsys: Captured, tmp_path: Path) -> None:
 
 def test_options_that_are_none(capsys: Captured) -> None:
     assert "SNN070" in fails(capsys, *COMPILE, "--bias", "drop")
-    assert "'loihi9' is unknown" in fails(capsys, *COMPILE, "--target", "loihi9")
+    assert "there is no target 'loihi9'" in fails(capsys, *COMPILE, "--target", "loihi9")
     assert "does not take encoding" in fails(capsys, *COMPILE, "--target", "speck2b", "--encoding", "constant")
 
 
@@ -589,3 +589,21 @@ def test_user_text_is_no_markup(capsys: Captured, tmp_path: Path) -> None:
     model = f"{tmp_path / 'names.py'}:make_model"
     status, out, _ = run(capsys, "compile", model, *COMPILE[2:4], "-o", tmp_path / "[bold]")
     assert status == 0 and "[red]Net[/red] on reference" in out and "[bold]" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["chek"], "there is no command 'chek'; did you mean 'check'?"),
+        (
+            ["check", "model.py:make_model", "--calibratoin=x"],
+            "'--calibratoin=x'; did you mean '--calibration'?",
+        ),
+        (["explore", "model.py:make_model", "--wacth"], "there is no option '--wacth'; did you mean '--watch'?"),
+        (["check", "model.py:make_model", "--cores", "a"], "'a' is no list of numbers"),
+    ],
+)
+def test_what_was_meant(capsys: Captured, words: list[str], said: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words)
+    assert said in capsys.readouterr().err

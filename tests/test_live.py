@@ -62,7 +62,7 @@ class Served:
     """A server in a thread, and a client of it."""
 
     def __init__(self, *arguments: str, model: str = "model.py:make_model") -> None:
-        options = _parser().parse_args(["explore", model, "--calibration", "x.npy", *arguments])
+        options = _parser()[0].parse_args(["explore", model, "--calibration", "x.npy", *arguments])
         self.live = Live(
             partial(_rebuilt, options), _model_file(model), "speck2f", {"timesteps": 8}, files=[options.calibration]
         )
@@ -339,16 +339,16 @@ def test_settings(served: Served) -> None:
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"target": "speck9", "options": {}}, "target 'speck9' is unknown; choose one of reference"),
-        ({"target": "speck2f", "options": {"depth": 3}}, "option 'depth' is unknown; known: batch"),
+        ({"target": "speck9", "options": {}}, "no target 'speck9'; did you mean 'speck'? choose one of reference"),
+        ({"target": "speck2f", "options": {"depth": 3}}, "there is no option 'depth'; choose one of batch"),
         ({"target": "speck2f", "options": {"timesteps": 0}}, "timesteps=0 is not a whole number from 1"),
         ({"target": "speck2f", "options": {"timesteps": True}}, "is not a whole number"),
-        ({"target": "speck2f", "options": {"readout": 3}}, "option readout=3 is no bool"),
+        ({"target": "speck2f", "options": {"readout": 3}}, "readout=3 is no bool"),
         ({"target": "reference", "options": {"form": "netx"}}, "does not take form='netx'; leave it out"),
-        ({"target": "speck2f", "options": {"reset": ["zero"]}}, "option reset=['zero'] is unknown"),
-        ({"target": "speck2f", "options": {"v0": float("nan")}}, "option v0=nan"),
-        ({"target": "speck2f"}, "options by name are needed"),
-        ({"target": ["speck2f"], "options": {}}, "options by name are needed"),
+        ({"target": "speck2f", "options": {"reset": ["zero"]}}, "reset=['zero'] is unknown"),
+        ({"target": "speck2f", "options": {"v0": float("nan")}}, "v0=nan"),
+        ({"target": "speck2f"}, "is not a target's name and options by name"),
+        ({"target": ["speck2f"], "options": {}}, "is not a target's name and options by name"),
     ],
 )  # fmt: skip
 def test_settings_that_are_refused(served: Served, asked: object, said: str) -> None:
@@ -791,13 +791,13 @@ def test_what_cannot_be_watched(place: Path, capsys: pytest.CaptureFixture[str])
     assert "model 'model.py'" in fails(capsys, "model.py", *data[1:])
     assert "neither --input-shape nor --calibration" in fails(capsys, *model)
     assert "write it as 1,28,28" in fails(capsys, *model, "--input-shape", "1x28x28")
-    assert "target 'speck9' is unknown" in fails(capsys, *data, "--target", "speck9")
+    assert "there is no target 'speck9'" in fails(capsys, *data, "--target", "speck9")
     assert "timesteps=0 is not" in fails(capsys, *data, "--timesteps", "0")
     assert "-o means nothing with --watch" in fails(capsys, *data, "-o", "page.html")
-    assert "port 99999 cannot be used" in fails(capsys, *data, "--port", "99999")
+    assert "port=99999 cannot be used" in fails(capsys, *data, "--port", "99999")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert f"port {port} cannot be used" in fails(capsys, *data, "--port", str(port))
+        assert f"port={port} cannot be used" in fails(capsys, *data, "--port", str(port))
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from torch import Tensor
 from snncc.engine.neurons import NEURONS
 from snncc.engine.rules import Params, evaluate
 from snncc.ir import loihi, ops
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import unknown, wrong_value
 from snncc.ir.graph import Graph, Node
 from snncc.ir.interp import EXACT, check_input, encoded
 from snncc.ir.types import Array, Domain, Type, per_channel
@@ -240,7 +240,7 @@ def recorded(graph: Graph, record: Iterable[str] | str) -> frozenset[str]:
         return frozenset(name for name, domain in known.items() if record == "all" or domain in FIRED)
     names = frozenset([record] if isinstance(record, str) else record)
     if names - known.keys():
-        raise input_error("SNN070", f"cannot record {', '.join(sorted(names - known.keys()))}: no such value")
+        raise unknown("SNN084", "value", min(names - known.keys()), known, "to record")
     return names
 
 
@@ -300,7 +300,7 @@ class TorchEngine:
         if not graph.stage.spiking:
             raise ValueError(f"stage {graph.stage.value} has no time steps; use values or run")
         if timesteps < 1:
-            raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
+            raise wrong_value("timesteps", timesteps, "is below 1")
         feeds = encoded(graph, xs, timesteps)
         steps = _Steps(graph, timesteps, Params(graph.store, self.device), recorded(graph, record or ()), final)
         width = 4 if any(node.type.integer for node in graph.nodes) else 8

@@ -16,7 +16,7 @@ from typing import Any
 
 from snncc.explore.record import Record
 from snncc.ir import Domain, Graph, Node, Param, Source, Type, print_graph
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, unknown, wrong_value
 from snncc.ir.ops import Input
 from snncc.ir.types import identifier
 
@@ -48,17 +48,17 @@ def export(stages: Sequence[Record], path: Path, stage: str | int | None = None)
         ``path``.
 
     Raises:
-        InputError: another suffix, or no such stage (SNN070).
+        InputError: another suffix (SNN070), or no such stage (SNN085).
         OSError: the file cannot be written.
     """
     suffix = path.suffix.lower()
     known = (*MODEL_EXPLORER, *DOT, *MLIR)
     if suffix not in known:
-        raise input_error("SNN070", f"no viewer for {path.name!r} is known", f"name it {', '.join(known)}")
+        raise wrong_value("path", path.name, "has no suffix that a viewer is known for", known)
     if suffix in MODEL_EXPLORER:
         if stage is not None:
             hint = "leave the stage out, and choose it in the viewer; .dot and .mlir are of one stage"
-            raise input_error("SNN070", f"{suffix} is of every stage, not of {stage!r} alone", hint)
+            raise input_error("SNN083", f"{suffix} is of every stage, not of {stage!r} alone", hint)
         text = json.dumps(model_explorer(stages), allow_nan=False)
     else:
         chosen = _chosen(stages, stage)
@@ -84,12 +84,11 @@ def _chosen(stages: Sequence[Record], stage: str | int | None) -> Record:
         by_name = {here.graph.stage.value: here for here in stages}
         if stage in by_name:
             return by_name[stage]
-        hint = f"choose one of {', '.join(by_name)}" if by_name else ""
-        raise input_error("SNN070", f"there is no stage {stage!r}", hint)
+        raise unknown("SNN085", "stage", stage, by_name)
     index = -1 if stage is None else stage
     if not -len(stages) <= index < len(stages):
         hint = f"choose one from 0 to {len(stages) - 1}" if stages else ""
-        raise input_error("SNN070", "there is no stage" + ("" if stage is None else f" {stage}"), hint)
+        raise input_error("SNN085", "there is no stage" + ("" if stage is None else f" {stage}"), hint)
     return stages[index]
 
 

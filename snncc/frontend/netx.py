@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from snncc.ir import Diagnostic, Graph, InputError, Loc, Node, Severity, Source, Stage, Store
-from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.diagnostics import errors, input_error, wrong_value
 from snncc.ir.loihi import SHIFT, SUM, UNITY, CubaLif, Delay, Delta, LoihiNeuron, Sigma, SigmaDelta, synapse_weights
 from snncc.ir.ops import Add, Affine, Conv2d, Encode, Flatten, Input, Linear, Op, ShapeError
 from snncc.ir.types import Array, Param, identifier
@@ -62,13 +62,13 @@ def read_netx(
         InputError: the file, or something in it, cannot be read, by us or by netx: everything that was found.
     """
     if num_layers is not None and num_layers < 1:
-        raise input_error("SNN070", f"num_layers must be at least 1, got {num_layers}")
+        raise wrong_value("num_layers", num_layers, "is below 1")
     if not 0 <= spike_exp <= 16:
-        raise input_error("SNN070", f"spike_exp must be 0 to 16, got {spike_exp}")
+        raise wrong_value("spike_exp", spike_exp, "is not from 0 to 16")
     try:
         import h5py
     except ImportError:
-        raise input_error("SNN071", "reading .net files takes h5py", "pip install 'snncc[lava]'") from None
+        raise input_error("SNN101", "reading .net files takes h5py", "pip install 'snncc[lava]'") from None
     try:
         file = h5py.File(path, "r")
     except OSError as error:

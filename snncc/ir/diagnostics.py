@@ -5,6 +5,7 @@ from __future__ import annotations
 import linecache
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any
 
@@ -58,18 +59,33 @@ CODES: dict[str, str] = {
     "SNN067": "network that the emitted form cannot hold",
     "SNN068": "arithmetic of the hardware: what fp16 costs, or cannot hold",
     "SNN069": "use of an operation that the vendor's compiler is not known to take",
-    "SNN070": "option",
+    "SNN070": "value that an option or argument cannot have",
     "SNN071": "file that cannot be read",
     "SNN072": "incomplete folder",
     "SNN073": "changed file",
     "SNN074": "input data",
     "SNN075": "file that cannot be written",
+    "SNN078": "target that is not known",
+    "SNN079": "option that is not known",
     "SNN080": "vendor environment",
     "SNN081": "vendor's runtime said no",
+    "SNN082": "option that the target or the network does not take",
+    "SNN083": "options or arguments that exclude each other",
+    "SNN084": "layer, neuron or value that is not there",
+    "SNN085": "stage or pass that is not there",
+    "SNN086": "call that the target or the stage has no answer to",
+    "SNN087": "model that its file or module does not have",
+    "SNN088": "target of another package that cannot be used",
+    "SNN089": "model that is no torch.nn.Module",
     "SNN090": "graph that breaks its stage's rules",
     "SNN091": "error of the compiler itself",
     "SNN092": "what was written is not what was simulated",
+    "SNN100": "input that was not given",
+    "SNN101": "package that is not installed",
 }
+
+
+CHOICES = 20  # names that a hint lists; of more, how many there are
 
 
 class Severity(str, Enum):
@@ -183,3 +199,37 @@ class InputError(SnnccError):
 def input_error(code: str, message: str, hint: str = "") -> InputError:
     """An InputError with one diagnostic."""
     return InputError([Diagnostic(code, message, hint=hint)])
+
+
+def wrong_value(name: str, value: Any, why: str, known: Iterable[Any] = (), hint: str = "") -> InputError:
+    """SNN070: an option or argument has a value that it cannot have.
+
+    Args:
+        name: of the option or argument.
+        why: what is wrong, as the sentence goes on: "is not a whole number".
+        known: the values that there are, for the hint.
+        hint: where there is no such list.
+    """
+    return input_error("SNN070", f"{name}={value!r} {why}", hint or choices(value, known))
+
+
+def unknown(code: str, what: str, name: str, known: Iterable[str], where: str = "") -> InputError:
+    """A name that does not exist: of a ``what`` ("target", "stage"), ``where`` ("to record"). The hint has what is
+    known, and what was probably meant."""
+    return input_error(code, f"there is no {what} {name!r}" + (f" {where}" if where else ""), choices(name, known))
+
+
+def choices(word: Any, known: Iterable[Any]) -> str:
+    """A hint that names what there is, the likeliest first: ``did you mean 'speck2b'? choose one of 'speck', ...``."""
+    names = [str(k) for k in known if k is not None]
+    near = meant(str(word), names)
+    told = ", ".join(names[:CHOICES]) + (f" ... ({len(names)} in all)" if len(names) > CHOICES else "")
+    parts = [f"did you mean {near!r}?"] if near else []
+    return " ".join([*parts, f"choose one of {told}" if len(names) > 1 else f"choose {told}" if names else ""]).strip()
+
+
+def meant(word: str, known: Iterable[str]) -> str:
+    """The one of ``known`` that was probably meant by ``word``; empty if none is near."""
+    by_name = {k.lower(): k for k in known}
+    near = get_close_matches(word.lower(), by_name, 1)
+    return by_name[near[0]] if near else ""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, wrong_value
 from snncc.ir.encode import encode
 from snncc.ir.graph import Graph
 from snncc.ir.ops import Encode, Input, Stateful
@@ -113,7 +113,7 @@ def simulate(graph: Graph, *xs: Array, timesteps: int) -> Trace:
     if not graph.stage.spiking:
         raise ValueError(f"stage {graph.stage.value} has no time steps; use run")
     if timesteps < 1:
-        raise input_error("SNN070", f"timesteps must be at least 1, got {timesteps}")
+        raise wrong_value("timesteps", timesteps, "is below 1")
     feeds = encoded(graph, xs, timesteps)
     trace = Trace(graph, timesteps)
     rows: dict[str, list[Array]] = {n.name: [] for n in graph.nodes if not isinstance(n.op, Input)}

@@ -7,7 +7,7 @@ import sys
 from importlib.metadata import entry_points
 from types import ModuleType
 
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, unknown
 from snncc.targets.base import Options, Target
 from snncc.targets.dynapcnn.chips import CHIPS
 from snncc.targets.dynapcnn.target import Dynapcnn
@@ -31,11 +31,11 @@ def all_targets() -> dict[str, Target]:
             target = entry.load()
         except Exception as error:
             message = f"the target {entry.name!r} of {entry.value} cannot be loaded: {type(error).__name__}: {error}"
-            raise input_error("SNN070", message, "mend or uninstall that package") from error
+            raise input_error("SNN088", message, "mend or uninstall that package") from error
         if not isinstance(target, Target):
-            raise input_error("SNN070", f"{entry.value}, named as a target, is a {type(target).__name__}")
+            raise input_error("SNN088", f"{entry.value}, named as a target, is a {type(target).__name__}")
         if target.name in found:
-            raise input_error("SNN070", f"the target {target.name!r} of {entry.value} has a name that is taken")
+            raise input_error("SNN088", f"the target {target.name!r} of {entry.value} has a name that is taken")
         found[target.name] = target
     return found
 
@@ -44,7 +44,7 @@ def find(name: str) -> Target:
     """The target called ``name``, or an InputError that lists the known ones."""
     known = all_targets()
     if name not in known:
-        raise input_error("SNN070", f"target {name!r} is unknown", f"choose one of {', '.join(known)}")
+        raise unknown("SNN078", "target", name, known)
     return known[name]
 
 

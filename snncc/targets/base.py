@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from snncc.ir import Graph
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, unknown, wrong_value
 from snncc.ir.ops import Encode
 from snncc.ir.types import Array
 from snncc.passes.base import Pass
@@ -89,17 +89,16 @@ class Options:
         for name, known in self.CHOICES.items():
             value = getattr(self, name)
             if not isinstance(value, (str, type(None))) or value not in known:
-                words = ", ".join(repr(k) for k in known if k is not None)
-                raise input_error("SNN070", f"option {name}={value!r} is unknown", f"choose one of {words}")
+                raise wrong_value(name, value, "is unknown", known)
         for name, (kind, low, high) in self.RANGES.items():
             value, what = getattr(self, name), {int: "a whole number", float: "a number"}[kind]
             if value is None and name in ("weight_bits", "v0"):
                 continue
             if isinstance(value, bool) or not isinstance(value, Integral if kind is int else Real):
-                raise input_error("SNN070", f"option {name}={value!r} is not {what}")
+                raise wrong_value(name, value, f"is not {what}")
             object.__setattr__(self, name, kind(value))  # numpy's numbers cannot be written as JSON
             if not low <= getattr(self, name) <= high:
-                raise input_error("SNN070", f"option {name}={value!r} is not {what} from {low:g} to {high:g}")
+                raise wrong_value(name, value, f"is not {what} from {low:g} to {high:g}")
         lists: dict[str, tuple[type, str]] = {"monitor": (str, "names"), "cores": (Integral, "numbers of cores")}
         for name, (of, what) in lists.items():
             value = getattr(self, name)
@@ -107,12 +106,12 @@ class Options:
                 continue
             value = (value,) if isinstance(value, of) else value
             if not isinstance(value, Sequence) or isinstance(value, str) or not all(isinstance(v, of) for v in value):
-                raise input_error("SNN070", f"option {name}={value!r} is no list of {what}")
+                raise wrong_value(name, value, f"is no list of {what}")
             object.__setattr__(self, name, tuple(v if of is str else int(v) for v in value))  # JSON's lists, too
         flags = dict.fromkeys(("readout", "oversize", "selfcheck"), (bool,))
         for name, kinds in ({"sensor": (str, type(None))} | flags).items():
             if not isinstance(getattr(self, name), kinds):
-                raise input_error("SNN070", f"option {name}={getattr(self, name)!r} is no {kinds[0].__name__}")
+                raise wrong_value(name, getattr(self, name), f"is no {kinds[0].__name__}")
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Options:
@@ -120,7 +119,7 @@ class Options:
         known = {f.name for f in fields(cls)}
         for name in options:
             if name not in known:
-                raise input_error("SNN070", f"option {name!r} is unknown", f"known: {', '.join(sorted(known))}")
+                raise unknown("SNN079", "option", name, sorted(known))
         return cls(**options)
 
     def plain(self) -> dict[str, Any]:
@@ -250,7 +249,7 @@ class Target(ABC):
             if known is not None and value not in known:
                 words = ", ".join(repr(k) for k in known if k not in (None, (), False))
                 hint = f"choose one of {words}" if words else "leave it out"
-                raise input_error("SNN070", f"target {self.name} does not take {name}={value!r}", hint)
+                raise input_error("SNN082", f"target {self.name} does not take {name}={value!r}", hint)
 
     @abstractmethod
     def passes(self, options: Options) -> list[Pass]:
@@ -290,7 +289,7 @@ class Target(ABC):
         Raises:
             InputError: the target has no such arithmetic, or not this order.
         """
-        raise input_error("SNN070", f"target {self.name} does not work event by event", "leave out order")
+        raise input_error("SNN086", f"target {self.name} does not work event by event", "leave out order")
 
     def power(self, synops: Mapping[str, Array], seconds: float) -> list[dict[str, Any]]:
         """What samples may cost by published figures, as plain data; empty where there are none.
@@ -307,7 +306,7 @@ class Target(ABC):
         Raises:
             InputError: this is not given any.
         """
-        raise input_error("SNN070", f"target {self.name} is not given torch modules", "target='lynxi' is")
+        raise input_error("SNN086", f"target {self.name} is not given torch modules", "target='lynxi' is")
 
     def limits(self) -> dict[str, Any]:
         """The limits as plain data, for people and programs."""

@@ -738,20 +738,22 @@ def test_an_output_that_is_an_input() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"encoding": "constant"}, "does not take encoding=.constant."),
-        ({"weight_bits": 16}, "have 8 bits"),
-        ({"cores": (0, 9)}, "has the cores 0 to 8"),
-        ({"readout": True}, "has no readout block"),
-        ({"sensor": "auto", "encoding": "rate"}, "what the sensor sends are spikes"),
-        ({"neuron": "sigma-delta"}, "does not take neuron"),
+        ({"encoding": "constant"}, "SNN082: does not take encoding=.constant."),
+        ({"weight_bits": 16}, "SNN082: have 8 bits"),
+        ({"cores": (0, 9)}, "SNN082: has the cores 0 to 8"),
+        ({"cores": (3, 3)}, "SNN070: each once"),
+        ({"readout": True}, "SNN082: has no readout block"),
+        ({"sensor": "auto", "encoding": "rate"}, "SNN083: what the sensor sends are spikes"),
+        ({"neuron": "sigma-delta"}, "SNN082: does not take neuron"),
     ],
 )
 def test_refused_options(options: dict[str, Any], words: str) -> None:
+    code, _, words = words.partition(": ")
     x = example_input((1, 8, 8), 4)
     with pytest.raises(InputError, match=words) as caught:
         snncc.compile(build("chip_small"), "speck2b", calibration=x, **options)
-    assert [d.code for d in caught.value.diagnostics] == ["SNN070"]
-    assert [d.code for d in snncc.check(build("chip_small"), "speck2b", example_input=x, **options)] == ["SNN070"]
+    assert [d.code for d in caught.value.diagnostics] == [code]
+    assert [d.code for d in snncc.check(build("chip_small"), "speck2b", example_input=x, **options)] == [code]
 
 
 def monitors(config: Config) -> set[int]:
@@ -784,10 +786,10 @@ def test_all_parts_of_a_split_layer_are_monitored(name: str) -> None:
 
 
 def test_a_name_to_monitor_that_is_none() -> None:
-    with pytest.raises(InputError, match=r"monitor='nobody' is no layer") as caught:
+    with pytest.raises(InputError, match=r"no layer 'nobody' to monitor") as caught:
         snncc.compile(build("chip_small"), "speck2b", calibration=example_input((1, 8, 8), 4), monitor=("nobody",))
     (found,) = caught.value.diagnostics
-    assert found.code == "SNN070" and "linear_4.relu" in found.hint
+    assert found.code == "SNN084" and "linear_4.relu" in found.hint
 
 
 def test_only_the_cores_that_may_be_taken() -> None:
@@ -835,7 +837,7 @@ def test_the_sensor_as_the_input(shape: tuple[int, int, int], words: str, chip: 
         ((2, 8, 8), "pooling=3", "SNN070", "the chip has 1, 2, 4"),
         ((2, 40, 40), "pooling=4", "SNN070", "40 rows from"),
         ((2, 8, 8), "origin=125,0 pooling=1", "SNN070", "8 rows from 125 on, of 128"),
-        ((2, 8, 8), "upside-down", "SNN070", "'upside-down' is unknown"),
+        ((2, 8, 8), "upside-down", "SNN070", "'upside-down', which is unknown"),
         ((2, 8, 8), "pooling=many", "SNN070", "no number"),
     ],
 )

@@ -566,7 +566,7 @@ ONE = chain(core(0, (2, 3, 4), np.ones((1, 2, 3, 3))))
         ((np.zeros((1, 1, 24), int),), {}, "SNN074"),
         ((), {}, "SNN074"),
         (still(ONE, 1), {"order": "sideways"}, "SNN070"),
-        (still(ONE, 1), {"record": ["conv9"]}, "SNN070"),
+        (still(ONE, 1), {"record": ["conv9"]}, "SNN084"),
     ],
 )
 def test_refused(xs: tuple[Array, ...], options: dict[str, Any], code: str) -> None:
@@ -596,7 +596,7 @@ def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     events._compiled.cache_clear()
     with pytest.raises(InputError, match="needs numba") as caught:
         simulate(ONE, still(ONE, 1))
-    assert [d.code for d in caught.value.diagnostics] == ["SNN080"]
+    assert [d.code for d in caught.value.diagnostics] == ["SNN101"]
     events._compiled.cache_clear()
 
 

@@ -182,14 +182,15 @@ def test_what_the_placement_cannot_read_hides_nothing() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"weight_bits": 9}, "weights have 8 bits"),
-        ({"form": "netx"}, "netx has no neurons that subtract"),
-        ({"form": "hdf5"}, "is unknown"),
+        ({"weight_bits": 9}, "SNN082 weights have 8 bits"),
+        ({"form": "netx"}, "SNN083 netx has no neurons that subtract"),
+        ({"form": "hdf5"}, "SNN070 is unknown"),
     ],
 )
 def test_refused_options(options: dict[str, Any], words: str) -> None:
+    code, _, words = words.partition(" ")
     found = refused(nn.Sequential(CONV, nn.ReLU()).eval(), (1, 6, 6), **options)
-    assert [c for c, _ in found] == ["SNN070"] and words in found[0][1]
+    assert [c for c, _ in found] == [code] and words in found[0][1]
 
 
 @pytest.mark.parametrize(

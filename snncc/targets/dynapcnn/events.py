@@ -36,7 +36,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, unknown, wrong_value
 from snncc.targets.dynapcnn.config import Config, ConfigError, CoreConfig, problems
 
 Array = npt.NDArray[Any]
@@ -339,9 +339,9 @@ def _run(
     """
     config, (samples, timesteps), recorded = tables.config, span, frozenset(record)
     if order not in ("depth-first", "breadth-first"):
-        raise input_error("SNN070", f"the order of events is depth-first or breadth-first, not {order}")
-    if unknown := recorded - set(tables.names.values()):
-        raise input_error("SNN070", f"cannot record {', '.join(sorted(unknown))}: no such core")
+        raise wrong_value("order", order, "is unknown", ("depth-first", "breadth-first"))
+    if strange := recorded - set(tables.names.values()):
+        raise unknown("SNN084", "core", min(strange), tables.names.values(), "to record")
     kernel, ways = _compiled(), tables.ways[place]
     host = ways[ways >= 0]
     sent = np.bincount(step, (ways >= 0).sum(axis=1), samples * timesteps)
@@ -426,7 +426,7 @@ def _compiled() -> Callable[..., Array]:
         import numba
     except ImportError:
         hint = "install snncc with the extra dynapcnn: pip install 'snncc[dynapcnn]'"
-        raise input_error("SNN080", "the simulation of single events needs numba", hint) from None
+        raise input_error("SNN101", "the simulation of single events needs numba", hint) from None
     try:
         compiled: Callable[..., Array] = numba.njit(nogil=True, cache=True)(_kernel)
     except RuntimeError:  # no folder for the cache can be written

@@ -15,7 +15,7 @@ from math import prod
 import numpy as np
 
 from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
-from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.diagnostics import errors, unknown
 from snncc.ir.types import Array, per_channel
 from snncc.passes.fuse_linear import Shape, as_map, is_host_layout, ungrouped
 from snncc.targets.dynapcnn.chips import Chip, bias_words, kernel_words, neuron_words
@@ -572,7 +572,7 @@ def monitored(graph: Graph, wanted: Sequence[str]) -> set[str]:
         while node is not None and not isinstance(node.op, ops.If) and node.name not in spikes:
             node = next(iter(graph.users[node.name]), None)
         if node is None:
-            raise input_error("SNN070", f"monitor={name!r} is no layer", f"choose of {', '.join(spikes)}")
+            raise unknown("SNN084", "layer", name, spikes, "to monitor")
         found.add(node.name.removesuffix(".0") if split else node.name)
     return found
 

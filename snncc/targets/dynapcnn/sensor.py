@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import choices, input_error, wrong_value
 from snncc.passes.fuse_linear import as_map
 from snncc.targets.dynapcnn.chips import Chip
 from snncc.targets.dynapcnn.config import Sensor
 
 PIXELS = 128
-WORDS = "pooling=P, origin=Y,X, on, off, mirror-x, mirror-y, mirror-diagonal"
+WORDS = ("auto", "pooling=P", "origin=Y,X", "on", "off", "mirror-x", "mirror-y", "mirror-diagonal")
 
 
 def parse(words: str, shape: tuple[int, ...], chip: Chip) -> Sensor:
@@ -35,7 +35,7 @@ def parse(words: str, shape: tuple[int, ...], chip: Chip) -> Sensor:
         name, _, value = word.partition("=")
         numbers = value.split(",") if value else []
         if not all(n.isdecimal() for n in numbers):
-            raise input_error("SNN070", f"sensor={words!r}: {word!r} is no number", f"known: {WORDS}")
+            raise wrong_value("sensor", words, f"has {word!r}, which is no number", hint=choices(name, WORDS))
         if name == "pooling" and len(numbers) == 1:
             pooling = int(numbers[0])
         elif name == "origin" and len(numbers) == 2:
@@ -45,16 +45,16 @@ def parse(words: str, shape: tuple[int, ...], chip: Chip) -> Sensor:
         elif word in ("mirror-x", "mirror-y", "mirror-diagonal"):
             mirror.add(word)
         elif word != "auto":
-            raise input_error("SNN070", f"sensor={words!r}: {word!r} is unknown", f"known: {WORDS}")
+            raise wrong_value("sensor", words, f"has {word!r}, which is unknown", hint=choices(word, WORDS))
     if pooling not in chip.poolings:
         legal = ", ".join(map(str, chip.poolings))
-        raise input_error("SNN070", f"sensor={words!r}: pooling {pooling}; the chip has {legal}")
+        raise wrong_value("sensor", words, f"asks for pooling {pooling}; the chip has {legal}")
     if origin is None:
         origin = ((PIXELS // pooling - height) // 2, (PIXELS // pooling - width) // 2)
     for n, o, what in zip((height, width), origin, ("rows", "columns"), strict=True):
         if not 0 <= o <= PIXELS // pooling - n:
-            message = f"sensor={words!r}: {n} {what} from {o} on, of {PIXELS // pooling} after pooling {pooling}"
-            raise input_error("SNN070", message, "choose a smaller pooling or origin")
+            message = f"asks for {n} {what} from {o} on, of {PIXELS // pooling} after pooling {pooling}"
+            raise wrong_value("sensor", words, message, hint="choose a smaller pooling or origin")
     return Sensor(
         pooling=(pooling, pooling),
         origin=origin,

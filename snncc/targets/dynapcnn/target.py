@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from snncc.ir import CompileError, Diagnostic, Graph, ops
-from snncc.ir.diagnostics import input_error
+from snncc.ir.diagnostics import input_error, wrong_value
 from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import Calibrate
@@ -60,22 +60,22 @@ class Dynapcnn(Target):
         """Refuse what the chip cannot honour."""
         super().accept(options)
         if options.cores is not None and len(set(options.cores)) != max(1, len(options.cores)):
-            raise input_error("SNN070", f"cores={options.cores!r}: name one or more, each once")
+            raise wrong_value("cores", options.cores, "does not name one or more cores, each once")
         for core in options.cores or ():
             if not 0 <= core < len(self.chip.cores):
                 last = len(self.chip.cores) - 1
-                raise input_error("SNN070", f"cores={options.cores!r}: {self.name} has the cores 0 to {last}")
+                raise input_error("SNN082", f"cores={options.cores!r}: {self.name} has the cores 0 to {last}")
         if options.readout and self.chip.readout is None:
-            raise input_error("SNN070", f"{self.name} has no readout block that can be used", "leave out readout")
+            raise input_error("SNN082", f"{self.name} has no readout block that can be used", "leave out readout")
         if options.sensor is not None and options.encoding not in (None, "spikes"):
             message = f"encoding={options.encoding!r}: what the sensor sends are spikes"
-            raise input_error("SNN070", message, "leave encoding out, or use encoding='spikes'")
+            raise input_error("SNN083", message, "leave encoding out, or use encoding='spikes'")
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to cores."""
         bits = options.weight_bits or 8
         if bits > 8:
-            raise input_error("SNN070", f"weight_bits={bits}: the chip's weights have 8 bits")
+            raise input_error("SNN082", f"weight_bits={bits}: the chip's weights have 8 bits", "leave it out")
         bias, fold = CheckBias(options.bias), options.bias == "fold"
         # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does much
         # of that (benchmarks/dynapcnn_events.py).

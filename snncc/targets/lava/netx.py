@@ -79,7 +79,7 @@ def write(program: Program) -> bytes:
         import h5py
     except ImportError:
         raise input_error(
-            "SNN080", "netx files are HDF5, and h5py is not installed", "pip install 'snncc[lava]'"
+            "SNN101", "netx files are HDF5, and h5py is not installed", "pip install 'snncc[lava]'"
         ) from None
     buffer = io.BytesIO()
     with h5py.File(buffer, "w", track_order=True) as file:

@@ -64,16 +64,17 @@ class Lava(Target):
         """Also refuse options that exclude each other."""
         super().accept(options)
         if (options.weight_bits or 8) > 8:
-            raise input_error("SNN070", f"weight_bits={options.weight_bits}: the chip's weights have 8 bits")
+            text = f"weight_bits={options.weight_bits}: the chip's weights have 8 bits"
+            raise input_error("SNN082", text, "leave it out")
         if options.neuron == "if" and options.form == "netx" and options.reset != "zero":
             raise input_error(
-                "SNN070",
+                "SNN083",
                 "form='netx' with reset='subtract': netx has no neurons that subtract their threshold",
                 "choose reset='zero', or form='process'",
             )
         if options.neuron == "if" and options.bias == "fold" and options.reset == "zero":
             raise input_error(
-                "SNN070",
+                "SNN083",
                 "bias='fold' with reset='zero': the first spike would reset all charge that was given at the start",
                 "choose bias='keep' or 'strip', or reset='subtract'",
             )
@@ -84,7 +85,7 @@ class Lava(Target):
             wrong += ["bias"] if options.bias == "fold" else []
             for name in wrong:
                 text = f"{name}={getattr(options, name)!r} means nothing to sigma-delta neurons"
-                raise input_error("SNN070", text, "they have no thresholds and no reset, and take constant inputs")
+                raise input_error("SNN083", text, "they have no thresholds and no reset, and take constant inputs")
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to cores."""

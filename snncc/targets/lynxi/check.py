@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Severity, Stage, ops
-from snncc.ir.diagnostics import errors
+from snncc.ir.diagnostics import errors, unknown
 from snncc.passes.base import Context, Pass, Relation
 from snncc.targets.lynxi.evidence import MOST_AXES, conformance
 from snncc.targets.lynxi.lower import EXACT, LARGEST, OUTER_LOOP, Program, lower
@@ -125,8 +125,7 @@ class CheckLyngor(Pass):
         neurons = [n.name for n in graph.nodes if isinstance(n.op, ops.If | ops.Lif)]
         for name in self.monitor:
             if name not in neurons:
-                text = f"monitor={name!r} is no neuron of the network"
-                context.report(Diagnostic("SNN070", text, hint=f"choose from {', '.join(neurons)}"))
+                context.report(*unknown("SNN084", "neuron", name, neurons, "to monitor").diagnostics)
         return set(self.monitor) <= set(neurons)
 
     def _numbers(self, graph: Graph, program: Program, context: Context) -> None:

@@ -33,7 +33,7 @@ def write(program: Program, precision: str = "float32") -> bytes:
         import onnx
     except ImportError:
         raise input_error(
-            "SNN075", "onnx is missing, which writes the ONNX step", "pip install 'snncc[lynxi]'"
+            "SNN101", "onnx is missing, which writes the ONNX step", "pip install 'snncc[lynxi]'"
         ) from None
     graph = _Writer(program, precision).graph()
     model = onnx.helper.make_model(

@@ -99,10 +99,10 @@ class Lynxi(Target):
         super().accept(options)
         if (options.weight_bits or 12) > 12:
             text = f"weight_bits={options.weight_bits}: an fp16 number holds 12, with the sign"
-            raise input_error("SNN070", text, "leave it out")
+            raise input_error("SNN082", text, "leave it out")
         if options.form != UNROLLED and options.batch not in BATCHES:
             raise input_error(
-                "SNN070",
+                "SNN082",
                 f"batch={options.batch}: of one time step, lyngor takes {', '.join(map(str, BATCHES))}",
                 "choose one of them, or form='unrolled'",
             )
