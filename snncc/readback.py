@@ -170,7 +170,8 @@ class _GraphForm(Written):
 
     def own(self, node: Node, values: Array) -> Array:
         """The channels (axis 1) that are the last stage's."""
-        return values[:, :: self.every.get(node.name, 1)]
+        every = self.every.get(node.name)
+        return values if every is None else values[:, ::every]
 
     def step(self, xs: Sequence[Array], states: Mapping[str, Array]) -> Step:
         def state(name: str, node: Node, x: Array) -> Array:
