@@ -1,0 +1,374 @@
+"""What must hold of every compile: an error of ours that says why, or a result that is the network and stays it."""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fuzz.network import Case
+from lynxinets import reset
+
+import snncc
+from snncc.compiled import CompiledModel
+from snncc.engine import TorchEngine
+from snncc.ir import Graph, InputError, Severity, SnnccError, interp, ops
+from snncc.ir.types import Array
+from snncc.passes.base import Relation
+from snncc.passes.relation import compare
+from snncc.selfcheck import ERROR, ERROR_PLAIN
+
+INTERNAL = ("SNN006", "SNN090", "SNN091", "SNN092")  # that say it was ours
+WARNS = ("SNN046", "SNN047")  # that the numbers are far off
+SLACK = 1.5  # of other data over calibration data, on which the limits stand
+SECONDS = 30  # of a case
+LARGE = 1e6  # values beyond which float32 loses what the relations claim
+ENGINE = TorchEngine()
+N, FEW = 6, 2  # samples that are simulated; those for the interpreter
+LEAST = 8  # calibration samples, from which on others are expected to be like them
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong. One with the same ``kind`` and ``where`` is the same, when a case is made smaller.
+
+    Attributes:
+        kind: "foreign", "internal", "hang", "model", "pass", "engine", "written", "reload", "batch", "steps", "nan", "silent".
+        where: what raised it, or the pass, or the code.
+        text: the numbers.
+    """
+
+    kind: str
+    where: str
+    text: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.where}): {self.text}"
+
+    @property
+    def key(self) -> tuple[str, str]:
+        return self.kind, self.where
+
+
+@dataclass
+class Outcome:
+    """Attributes:
+    refused: the codes of a compile that ended with ours.
+    seconds: by phase.
+    """
+
+    refused: tuple[str, ...] = ()
+    finding: Finding | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def compiled(self) -> bool:
+        return not self.refused and self.finding is None
+
+
+class Wrong(Exception):
+    """A check that does not hold."""
+
+    def __init__(self, kind: str, where: str, text: str = "") -> None:
+        self.finding = Finding(kind, where, " ".join(text.split())[:400])
+        super().__init__(str(self.finding))
+
+
+class Hang(BaseException):
+    """Time is up; nothing catches it by accident."""
+
+
+def examine(case: Case, seconds: float = SECONDS) -> Outcome:
+    """Compile a case and hold the result to all that it claims."""
+    outcome = Outcome()
+    try:
+        with _limit(seconds), warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore")
+            _examine(case, outcome)
+    except Wrong as wrong:
+        outcome.finding = wrong.finding
+    except Hang:
+        outcome.finding = Finding("hang", "", f"more than {seconds:g} s")
+    except Exception as error:  # noqa: BLE001 (what we look for)
+        outcome.finding = _foreign(error)
+    return outcome
+
+
+@contextmanager
+def _limit(seconds: float) -> Iterator[None]:
+    def stop(*_: Any) -> None:
+        raise Hang
+
+    old = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        faulthandler.dump_traceback_later(
+            2 * seconds, exit=True, file=nowhere
+        )  # what no signal stops, ends its process
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+
+
+def _foreign(error: Exception) -> Finding:
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/snncc/" in f.filename]
+    at = f"{Path(frames[-1].filename).stem}.{frames[-1].name}" if frames else "outside"
+    kind = "refused after compile" if isinstance(error, SnnccError) else "foreign"
+    return Finding(kind, f"{type(error).__name__} in {at}", " ".join(str(error).split())[:400])
+
+
+def _examine(case: Case, outcome: Outcome) -> None:
+    clock = _Clock(outcome.seconds)
+    with clock("build"):
+        model, xs = case.model(), case.batch(N, case.seed + 1)
+    with clock("compile"):
+        sample = case.batch(case.samples, case.seed)
+        try:
+            compiled = snncc.compile(model, case.target, calibration=[tuple(sample)], **dict(case.options))
+        except SnnccError as error:
+            outcome.refused = tuple(dict.fromkeys(d.code for d in error.diagnostics if d.severity is Severity.ERROR))
+            _ours(error.diagnostics)
+            if not outcome.refused:
+                raise Wrong("foreign", "an error without a diagnostic", str(error)) from None
+    if outcome.refused:
+        with clock("check"):
+            snncc.check(model, case.target, example_input=tuple(x[:FEW] for x in sample), **dict(case.options))
+        return
+    check = _Check(case, model, compiled, sample, xs)
+    for name, held in check.all():
+        with clock(name):
+            held()
+
+
+def _ours(diagnostics: Sequence[snncc.Diagnostic]) -> None:
+    for diagnostic in diagnostics:
+        if diagnostic.code in INTERNAL:
+            raise Wrong("internal", diagnostic.code, diagnostic.message)
+
+
+class _Clock:
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - begin
+
+
+class _Check:
+    def __init__(
+        self, case: Case, model: torch.nn.Module, compiled: CompiledModel, sample: list[Array], xs: list[Array]
+    ) -> None:
+        self.case, self.model, self.compiled, self.sample, self.xs = case, model, compiled, sample, xs
+        self.steps: int = compiled.options.timesteps
+        encodes = [n.op for n in compiled.graph.nodes if isinstance(n.op, ops.Encode)]
+        self.ready_made = any(op.method == "spikes" for op in encodes)
+        self.random = any(op.method == "bernoulli" for op in encodes)
+        # Fresh samples, if calibration has seen enough to expect them, and the encoding can express them.
+        if case.samples < LEAST or any(op.method in ("rate", "bernoulli") for op in encodes):
+            self.xs = [np.concatenate([x] * N)[:N] for x in sample]
+
+    def all(self) -> list[tuple[str, Callable[[], None]]]:
+        return [
+            ("model", self.network), ("passes", self.passes), ("engine", self.engine), ("batch", self.batches),
+            ("steps", self.more_steps), ("written", self.written), ("reload", self.reloaded), ("silent", self.silent),
+        ]  # fmt: skip
+
+    # --- the checks ---
+
+    def network(self) -> None:
+        """The traced network is the model, on other samples and another number of them than those it was traced with."""
+        self.truth = self.by_torch(self.xs)
+        if self.truth is None:
+            return
+        if self.case.spiking:  # a last bit may decide about a spike
+            got: Sequence[Array] = ENGINE.simulate(self.compiled.stages["snn"], *self.xs, timesteps=self.steps).outputs
+            limit = 0.1
+        else:
+            got, limit = self.outputs_of("ann"), 3e-2 if self.case.precision == "half" else 1e-3
+        for i, (mine, theirs) in enumerate(zip(got, self.truth, strict=True)):
+            if mine.shape != theirs.shape:
+                raise Wrong("model", "shape", f"output {i} has shape {mine.shape}, torch's {theirs.shape}")
+            if (off := _off(mine, theirs)) > limit:
+                raise Wrong("model", "value", f"output {i} is off by {off:.3g} of its size")
+
+    def passes(self) -> None:
+        """Every pass keeps its word."""
+        records, passes = self.compiled.records, self.compiled.target.passes(self.compiled.options)
+        xs = [x[:FEW] for x in self.sample]
+        if not self.moderate:
+            return
+        for p, before, after in zip(passes, records[:-1], records[1:], strict=True):
+            timed = after.graph.stage.spiking and (self.ready_made or self.case.spiking)
+            if p.relation is Relation.LOSSY or not after.changed or timed:
+                continue
+            for i, found in enumerate(
+                compare(before.graph, after.graph, p.relation, *xs, timesteps=min(self.steps, 8))
+            ):
+                if not found.holds:
+                    raise Wrong("pass", p.name, f"output {i}: {p}: {found}")
+
+    def engine(self) -> None:
+        """The engine gives the interpreter's spikes."""
+        steps = min(self.steps, 8)
+        xs = [x[:steps] if self.ready_made else x for x in self.inputs(FEW)]
+        self.compare_engine(self.compiled.graph, xs, steps)
+
+    def compare_engine(self, graph: Graph, xs: list[Array], steps: int) -> None:
+        got = ENGINE.simulate(graph, *xs, timesteps=steps, record="all")
+        want = interp.simulate(graph, *xs, timesteps=steps)
+        for name, value in want.values.items():
+            spikes = name in got.spikes
+            mine, theirs = (got.spikes[name], want.spikes(name)) if spikes else (got.values[name], value)
+            if not (np.array_equal(mine, theirs) if graph[name].type.integer else _off(mine, theirs) < 1e-9):
+                raise Wrong("engine", graph[name].op.mnemonic, f"{name}, {steps} time steps")
+
+    def batches(self) -> None:
+        """A sample gives the same alone and among others."""
+        self.whole = self.simulate(self.inputs(N), self.steps)
+        for output in self.whole:
+            if not np.isfinite(output).all() and self.truth is not None:
+                raise Wrong("nan", "simulate", "torch's output is finite")
+        if self.random:
+            return
+        for at in (slice(0, 1), slice(1, 4)):
+            part = self.simulate(self.inputs(N, at), self.steps)
+            for mine, whole in zip(part, self.whole, strict=True):
+                if not np.array_equal(mine, whole[at], equal_nan=True):
+                    raise Wrong("batch", "simulate", f"samples {at.start} to {at.stop} of {N} alone give other outputs")
+
+    def more_steps(self) -> None:
+        """More and fewer steps than compiled for: the engine is still the interpreter, and the error grows no larger."""
+        if self.ready_made:
+            return
+        graph = self.compiled.graph
+        for steps in {1, 2 * self.steps} if self.steps <= 8 else {3}:
+            try:
+                self.compare_engine(graph, self.inputs(FEW), steps)
+            except InputError:
+                continue  # so it says that it cannot
+        try:
+            long = self.simulate(self.inputs(N), 4 * self.steps)
+        except InputError:
+            return
+        if self.truth is None or self.case.spiking or self.random or any(map(_leaky, graph.nodes)):
+            return
+        folded = self.outputs_of("folded")
+        for a, b, truth in zip(self.whole, long, folded, strict=True):
+            before, after = _off(a, truth), _off(b, truth)
+            if after > max(2 * before, SLACK * ERROR):
+                raise Wrong(
+                    "steps",
+                    "more",
+                    f"the error is {before:.3g} at T = {self.steps}, and {after:.3g} at four times as many",
+                )
+
+    def written(self) -> None:
+        """What is written is what is simulated."""
+        found = self.compiled.verify(tuple(self.inputs(FEW)))
+        if found:
+            raise Wrong("written", found[0].file.split("/")[-1], str(found[0]))
+
+    def reloaded(self) -> None:
+        """The folder gives the same network, and the report and the page can be made."""
+        with tempfile.TemporaryDirectory() as folder:
+            loaded = snncc.load(self.compiled.save(Path(folder) / "net", explorer=self.case.seed % 8 == 0))
+        repr(self.compiled), str(self.compiled.report)
+        again = self.simulate(self.inputs(N), self.steps, loaded)
+        for mine, other in zip(again, self.whole, strict=True):
+            if not np.array_equal(mine, other, equal_nan=True):
+                raise Wrong("reload", "simulate", "a loaded model gives other outputs")
+        if loaded.graph != self.compiled.graph:
+            raise Wrong("reload", "graph", "the last stage is another")
+
+    def silent(self) -> None:
+        """Nothing is far from the network without a word. What the network is converted from, and what it is, differ
+        by what passes say that they take away."""
+        codes = {d.code for d in self.compiled.diagnostics if d.severity is not Severity.NOTE}
+        if self.truth is None or self.ready_made or codes & {*WARNS}:
+            return
+        if self.case.spiking:
+            wanted: Sequence[Array] = ENGINE.simulate(
+                self.compiled.stages["snn"], *self.xs, timesteps=self.steps
+            ).outputs
+        else:
+            wanted = self.outputs_of("folded")
+        ann = self.outputs_of("ann") if not self.case.spiking else wanted
+        for i, (mine, folded, traced) in enumerate(zip(self.whole, wanted, ann, strict=True)):
+            classes = mine.ndim in (2, 4) and mine.shape[1] > 1
+            limit = SLACK * (ERROR if classes else ERROR_PLAIN)
+            if (off := _off(mine, folded)) > limit:
+                raise Wrong("silent", "simulated", f"output {i} is off by {off:.3g} of its size; said: {sorted(codes)}")
+            if (off := _off(folded, traced)) > 0.1 and not codes:
+                raise Wrong("silent", "prepared", f"output {i} before conversion is off by {off:.3g} of the network's")
+
+    # --- helpers ---
+
+    @property
+    def moderate(self) -> bool:
+        """Whether the network's numbers are of a size at which float32 holds what is claimed."""
+        if self.case.spiking:
+            return self.truth is not None
+        graph = self.compiled.stages["ann"]
+        values = ENGINE.run(graph, *self.sample, record={n.name for n in graph.nodes})
+        return all(np.isfinite(v).all() and np.abs(v).max(initial=0) < LARGE for v in values.values())
+
+    def by_torch(self, xs: list[Array]) -> list[Array] | None:
+        """The model's outputs; None if not finite, or if they need as many steps as there are."""
+        precision = next((p.dtype for p in self.model.parameters()), torch.float32)
+        tensors = [torch.from_numpy(x).to(precision) for x in xs]
+        with torch.no_grad():
+            reset(self.model)
+            runs = [
+                _tuple(self.model(*(t.clone() for t in tensors))) for _ in range(self.steps if self.case.spiking else 1)
+            ]
+        outputs = [torch.stack(values).double().mean(0).numpy() for values in zip(*runs, strict=True)]
+        return outputs if all(np.isfinite(out).all() for out in outputs) else None
+
+    def outputs_of(self, stage: str) -> list[Array]:
+        graph = self.compiled.stages[stage]
+        values = ENGINE.run(graph, *self.xs, record=set(graph.outputs))
+        return [values[name] for name in graph.outputs]
+
+    def inputs(self, n: int, at: slice = slice(None)) -> list[Array]:
+        """Fresh samples; of ready-made spikes, some counts."""
+        if not self.ready_made:
+            return [x[:n][at] for x in self.xs]
+        rng = np.random.default_rng(self.case.seed)
+        counts = (rng.random((self.steps, N, *shape)) < 0.3 for shape in self.case.inputs)
+        return [x[:, :n][:, at].astype(np.int64) for x in counts]
+
+    def simulate(self, xs: list[Array], steps: int, model: CompiledModel | None = None) -> tuple[Array, ...]:
+        return (model or self.compiled).simulate(tuple(xs), timesteps=steps).outputs
+
+
+def _tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
+    return outputs if isinstance(outputs, tuple) else (outputs,)
+
+
+def _off(mine: Array, theirs: Array) -> float:
+    """The relative distance (2-norm)."""
+    size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(mine - theirs))
+    return off if off == 0 else off / size if size else float("inf") if off > 1e-6 else 0.0
+
+
+def _leaky(node: Any) -> bool:
+    return isinstance(node.op, ops.Lif)
