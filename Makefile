@@ -17,7 +17,7 @@ pip := -m pip --disable-pip-version-check -qq install --constraint constraints.t
 wheel := -m pip --disable-pip-version-check -qq wheel --no-build-isolation --no-deps
 say := @printf '== %s\n'
 
-.PHONY: help venv demo test lint types docs web browser pictures sdk test-lava vendor test-py310 bench lock clean
+.PHONY: help venv demo test fuzz lint types docs web browser pictures sdk test-lava vendor test-py310 bench lock clean
 
 help:  ## list what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,11 @@ demo: $(ready)  ## train a small CNN on digits, compile it for DYNAP-CNN, show w
 test: $(ready)  ## all tests but those that run a vendor's software or a browser
 	$(say) "tests, $(JOBS) at a time"
 	@OMP_NUM_THREADS=1 $(py) -m pytest -n $(JOBS) -m 'not vendor and not browser'
+
+SEEDS ?= 0..1000
+fuzz: $(ready)  ## generated networks, compiled and held to all that is claimed (SEEDS=A..B, JOBS=N; more: python -m tests.fuzz --help)
+	$(say) "networks of the seeds $(SEEDS), $(JOBS) at a time"
+	@OMP_NUM_THREADS=1 $(py) -m tests.fuzz --seeds $(SEEDS) --jobs $(JOBS) $(if $(OUT),--out $(OUT))
 
 lint: $(ready)  ## ruff: rules (the layering rule among them) and format
 	$(say) "lint"

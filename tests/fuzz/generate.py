@@ -17,99 +17,118 @@ MOST = 400  # numbers of a value, for one sample
 
 # Of what stands behind a layer of weights. {0} is the operand.
 RELUS = (
-    "nn.ReLU()", "nn.ReLU(inplace=True)", "nn.ReLU6()", "nn.Hardtanh(0, 1)", "nn.Threshold(0, 0)", "nn.Hardtanh(0, 0.2)",
+    "nn.ReLU()", "nn.ReLU(inplace=True)", "nn.ReLU6()", "nn.Hardtanh(0, 1)", "nn.Threshold(0, 0)",
+    "nn.Hardtanh(0, 0.2)",
 )  # fmt: skip
 RELU_CALLS = (
     "torch.relu({0})", "{0}.relu()", "F.relu({0})", "F.relu({0}, inplace=True)", "{0}.relu_()", "{0}.clamp(min=0)",
-    "{0}.clamp(0, 2)", "torch.clamp({0}, 0.0, 1.0)", "F.relu6({0})", "F.hardtanh({0}, 0, 4)", "torch.clamp_min({0}, 0)",
-    "{0}.clamp_(0, 3)", "F.threshold({0}, 0, 0)", "{0}.clamp(0, 1e-3)",
+    "{0}.clamp(0, 2)", "torch.clamp({0}, 0.0, 1.0)", "F.relu6({0})", "F.hardtanh({0}, 0, 4)",
+    "torch.clamp_min({0}, 0)", "{0}.clamp_(0, 3)", "F.threshold({0}, 0, 0)", "{0}.clamp(0, 1e-3)",
 )  # fmt: skip
 # Activations that a target may refuse.
 ODD = (
-    "{0}.clamp(-1, 1)", "{0}.clamp(0.25, 1)", "{0}.clamp(max=0.5)", "F.hardtanh({0})", "torch.floor({0})", "-torch.relu(-{0})",
-    "torch.clamp(torch.floor({0} * 4 / 2 + 0.5), 0, 4) * 2 / 4", "torch.relu({0} - 0.1) + 0.1", "1 - torch.relu({0})",
-    "torch.relu({0}).clamp_max(0.7)", "torch.sigmoid({0})", "F.leaky_relu({0})", "torch.relu({0}) * torch.relu({0})",
+    "{0}.clamp(-1, 1)", "{0}.clamp(0.25, 1)", "{0}.clamp(max=0.5)", "F.hardtanh({0})", "torch.floor({0})",
+    "-torch.relu(-{0})", "torch.clamp(torch.floor({0} * 4 / 2 + 0.5), 0, 4) * 2 / 4", "torch.relu({0} - 0.1) + 0.1",
+    "1 - torch.relu({0})", "torch.relu({0}).clamp_max(0.7)", "torch.sigmoid({0})", "F.leaky_relu({0})",
+    "torch.relu({0}) * torch.relu({0})",
 )  # fmt: skip
 ARITHMETIC = (
-    "{0} * 2", "{0} * 0.1", "0.5 * {0} + 0.25", "{0} - 0.5", "1 - {0}", "-{0}", "{0} / 3", "{0} + 1", "{0} * 0", "{0} / 1e-3",
-    "({0} - 0.1307) / 0.3081", "torch.add({0}, {0}, alpha=2)", "{0} - {0}", "{0} + {0}", "torch.sub({0}, 0.2, alpha=0.5)",
-    "torch.mul({0}, 1.5)", "torch.div({0}, 2)", "torch.rsub({0}, 1)", "{0}.neg()", "{0}.add(0.1).mul_(2)", "{0} * 1e4",
+    "{0} * 2", "{0} * 0.1", "0.5 * {0} + 0.25", "{0} - 0.5", "1 - {0}", "-{0}", "{0} / 3", "{0} + 1", "{0} * 0",
+    "{0} / 1e-3", "({0} - 0.1307) / 0.3081", "torch.add({0}, {0}, alpha=2)", "{0} - {0}", "{0} + {0}",
+    "torch.sub({0}, 0.2, alpha=0.5)", "torch.mul({0}, 1.5)", "torch.div({0}, 2)", "torch.rsub({0}, 1)", "{0}.neg()",
+    "{0}.add(0.1).mul_(2)", "{0} * 1e4",
 )  # fmt: skip
 # With what the network keeps: one number for each channel, or other shapes.
 KEPT = (
-    ("{0} + {m}", "per channel"), ("{0} * {m}", "per channel"), ("({0} - {m}) / 0.5", "per channel"), ("{m} - {0}", "per channel"),
-    ("{0} * {m}", "torch.tensor(0.7)"), ("{0} + {m}", "torch.zeros(1)"), ("{0} + {m}", "nn.Parameter(torch.rand({s[1]}))"),
-    ("{0} + {m}", "torch.rand(1, *{s}[1:])"), ("{0} * {m}", "nn.Parameter(torch.zeros(()))"), ("{0} / {m}", "torch.tensor([2.0])"),
+    ("{0} + {m}", "per channel"), ("{0} * {m}", "per channel"), ("({0} - {m}) / 0.5", "per channel"),
+    ("{m} - {0}", "per channel"), ("{0} * {m}", "torch.tensor(0.7)"), ("{0} + {m}", "torch.zeros(1)"),
+    ("{0} + {m}", "nn.Parameter(torch.rand({s[1]}))"), ("{0} + {m}", "torch.rand(1, *{s}[1:])"),
+    ("{0} * {m}", "nn.Parameter(torch.zeros(()))"), ("{0} / {m}", "torch.tensor([2.0])"),
 )  # fmt: skip
 THROUGH = (
-    "{0}.clone()", "{0}.contiguous()", "{0}.detach()", "{0}.float()", "{0}.to({0}.dtype)", "F.dropout({0}, 0.5, training=self.training)",
-    "{0}.reshape({0}.shape)", "{0}.view({0}.size(0), *{0}.shape[1:])", "{0}.unsqueeze(1).squeeze(1)", "{0}.requires_grad_(False)",
+    "{0}.clone()", "{0}.contiguous()", "{0}.detach()", "{0}.float()", "{0}.to({0}.dtype)",
+    "F.dropout({0}, 0.5, training=self.training)", "{0}.reshape({0}.shape)", "{0}.view({0}.size(0), *{0}.shape[1:])",
+    "{0}.unsqueeze(1).squeeze(1)", "{0}.requires_grad_(False)",
 )  # fmt: skip
 THROUGH_MODULES = (
-    "nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.AlphaDropout(0.1)", "nn.Sequential(nn.Identity(), nn.Dropout())",
+    "nn.Identity()", "nn.Dropout(0.3)", "nn.Dropout2d(0.2)", "nn.AlphaDropout(0.1)",
+    "nn.Sequential(nn.Identity(), nn.Dropout())",
 )  # fmt: skip
 POOLS = (
-    "nn.AvgPool2d(2)", "nn.AvgPool2d(2)", "nn.AvgPool2d(3, 1, 1)", "nn.AvgPool2d((1, 2))", "nn.AvgPool2d(3, 2, 1, ceil_mode=True)",
-    "nn.AvgPool2d(3, 2, 1, count_include_pad=False)", "nn.AvgPool2d(2, divisor_override=3)", "nn.AvgPool2d(4)", "nn.MaxPool2d(2)",
-    "nn.MaxPool2d(3, 2, 1)", "nn.MaxPool2d(2, 1, dilation=2)", "nn.MaxPool2d((1, 2), 2, ceil_mode=True)", "nn.MaxPool2d(3, 1, 1)",
-    "nn.AdaptiveAvgPool2d(1)", "nn.AdaptiveAvgPool2d((2, 3))", "nn.AdaptiveAvgPool2d((None, 1))", "nn.AdaptiveAvgPool2d(3)",
+    "nn.AvgPool2d(2)", "nn.AvgPool2d(2)", "nn.AvgPool2d(3, 1, 1)", "nn.AvgPool2d((1, 2))",
+    "nn.AvgPool2d(3, 2, 1, ceil_mode=True)", "nn.AvgPool2d(3, 2, 1, count_include_pad=False)",
+    "nn.AvgPool2d(2, divisor_override=3)", "nn.AvgPool2d(4)", "nn.MaxPool2d(2)", "nn.MaxPool2d(3, 2, 1)",
+    "nn.MaxPool2d(2, 1, dilation=2)", "nn.MaxPool2d((1, 2), 2, ceil_mode=True)", "nn.MaxPool2d(3, 1, 1)",
+    "nn.AdaptiveAvgPool2d(1)", "nn.AdaptiveAvgPool2d((2, 3))", "nn.AdaptiveAvgPool2d((None, 1))",
+    "nn.AdaptiveAvgPool2d(3)",
 )  # fmt: skip
 POOL_CALLS = (
-    "F.avg_pool2d({0}, 2)", "F.max_pool2d({0}, 2)", "F.adaptive_avg_pool2d({0}, 1)", "F.avg_pool2d({0}, {0}.shape[2:])",
-    "{0}.mean((2, 3))", "{0}.mean((2, 3), keepdim=True)", "{0}.mean(3)", "{0}.mean(-2, keepdim=True)", "torch.mean({0}, [-1, -2])",
+    "F.avg_pool2d({0}, 2)", "F.max_pool2d({0}, 2)", "F.adaptive_avg_pool2d({0}, 1)",
+    "F.avg_pool2d({0}, {0}.shape[2:])", "{0}.mean((2, 3))", "{0}.mean((2, 3), keepdim=True)", "{0}.mean(3)",
+    "{0}.mean(-2, keepdim=True)", "torch.mean({0}, [-1, -2])",
 )  # fmt: skip
 PADS = (
-    "nn.ZeroPad2d(1)", "nn.ZeroPad2d((1, 0, 2, 1))", "nn.ConstantPad2d(1, 0.5)", "nn.ReflectionPad2d(1)", "nn.ReplicationPad2d((0, 1, 1, 0))",
-    "nn.ZeroPad2d(-1)", "nn.ConstantPad2d((1, 1, 0, 0), -1.0)",
+    "nn.ZeroPad2d(1)", "nn.ZeroPad2d((1, 0, 2, 1))", "nn.ConstantPad2d(1, 0.5)", "nn.ReflectionPad2d(1)",
+    "nn.ReplicationPad2d((0, 1, 1, 0))", "nn.ZeroPad2d(-1)", "nn.ConstantPad2d((1, 1, 0, 0), -1.0)",
 )  # fmt: skip
 PAD_CALLS = (
     "F.pad({0}, (1, 1))", "F.pad({0}, (0, 1, 1, 0))", "F.pad({0}, (0, 0, 0, 0, 0, 1))", "F.pad({0}, (1, -1))",
-    "F.pad({0}, (1, 1, 1, 1), mode='reflect')", "F.pad({0}, (1, 0, 1, 0), 'constant', 0.25)", "F.pad({0}, (0, 2), 'replicate')",
+    "F.pad({0}, (1, 1, 1, 1), mode='reflect')", "F.pad({0}, (1, 0, 1, 0), 'constant', 0.25)",
+    "F.pad({0}, (0, 2), 'replicate')",
 )  # fmt: skip
 CUTS = (
-    "{0}.chunk(2, 1)[0]", "{0}.chunk(2, 1)[1]", "torch.split({0}, 1, 1)[-1]", "{0}.split(2, dim=1)[0]", "{0}[:, ::2]", "{0}[:, 1:]", "{0}[:, -1:]",
-    "{0}[..., 1:]", "{0}[..., ::2]", "{0}[:, :, ::2]", "{0}[:, :, 1:-1]", "{0}[:, 0]", "{0}[:, 1]", "{0}[..., -1]", "{0}[:, :, :, 0]", "{0}[:, None]",
-    "torch.chunk({0}, 3, dim=-1)[0]",
+    "{0}.chunk(2, 1)[0]", "{0}.chunk(2, 1)[1]", "torch.split({0}, 1, 1)[-1]", "{0}.split(2, dim=1)[0]", "{0}[:, ::2]",
+    "{0}[:, 1:]", "{0}[:, -1:]", "{0}[..., 1:]", "{0}[..., ::2]", "{0}[:, :, ::2]", "{0}[:, :, 1:-1]", "{0}[:, 0]",
+    "{0}[:, 1]", "{0}[..., -1]", "{0}[:, :, :, 0]", "{0}[:, None]", "torch.chunk({0}, 3, dim=-1)[0]",
 )  # fmt: skip
 SHAPES = (
-    "{0}.flatten(1)", "torch.flatten({0}, 1)", "{0}.view({0}.size(0), -1)", "{0}.reshape({0}.size(0), -1)", "{0}.reshape(-1, {s[1]}, 1, 1)", "{0}.reshape(len({0}), -1)",
-    "{0}.unflatten(1, (1, -1))", "{0}.unflatten(1, (-1, 2))", "{0}.flatten(2)", "{0}.flatten(1, 2)", "{0}.unsqueeze(-1)", "{0}.unsqueeze(2)",
-    "{0}.squeeze(-1)", "torch.squeeze({0}, 2)", "{0}.view({0}.shape[0], 1, -1)", "{0}.unsqueeze(-1).unsqueeze(-1)", "{0}.view(-1, 2, 2, 1)",
+    "{0}.flatten(1)", "torch.flatten({0}, 1)", "{0}.view({0}.size(0), -1)", "{0}.reshape({0}.size(0), -1)",
+    "{0}.reshape(-1, {s[1]}, 1, 1)", "{0}.reshape(len({0}), -1)", "{0}.unflatten(1, (1, -1))",
+    "{0}.unflatten(1, (-1, 2))", "{0}.flatten(2)", "{0}.flatten(1, 2)", "{0}.unsqueeze(-1)", "{0}.unsqueeze(2)",
+    "{0}.squeeze(-1)", "torch.squeeze({0}, 2)", "{0}.view({0}.shape[0], 1, -1)", "{0}.unsqueeze(-1).unsqueeze(-1)",
+    "{0}.view(-1, 2, 2, 1)",
 )  # fmt: skip
 JOINS = (
-    "{0} + {1}", "torch.add({0}, {1})", "{0} - {1}", "{0}.add({1}, alpha=0.5)", "torch.cat([{0}, {1}], 1)", "torch.cat(({0}, {1}), dim=1)",
-    "torch.cat([{0}, {0} + {1}], 1)", "torch.cat([{1}, {0}, {1}], 1)", "torch.cat([{0}, {1}], -1)", "torch.relu({0}) + torch.relu({1})",
-    "torch.cat([torch.relu({0}), {1}], 1)", "0.5 * ({0} + {1})",
+    "{0} + {1}", "torch.add({0}, {1})", "{0} - {1}", "{0}.add({1}, alpha=0.5)", "torch.cat([{0}, {1}], 1)",
+    "torch.cat(({0}, {1}), dim=1)", "torch.cat([{0}, {0} + {1}], 1)", "torch.cat([{1}, {0}, {1}], 1)",
+    "torch.cat([{0}, {1}], -1)", "torch.relu({0}) + torch.relu({1})", "torch.cat([torch.relu({0}), {1}], 1)",
+    "0.5 * ({0} + {1})",
 )  # fmt: skip
 NORMS = {
-    2: ("nn.BatchNorm1d({s[1]})", "nn.BatchNorm1d({s[1]}, affine=False)"),
-    3: ("nn.BatchNorm1d({s[1]})",),
-    4: ("nn.BatchNorm2d({s[1]})", "nn.BatchNorm2d({s[1]})", "nn.BatchNorm2d({s[1]}, affine=False)", "nn.BatchNorm2d({s[1]}, eps=1e-3)"),
+    2: ("nn.BatchNorm1d({s[1]})", "nn.BatchNorm1d({s[1]}, affine=False)"), 3: ("nn.BatchNorm1d({s[1]})",),
+    4: ("nn.BatchNorm2d({s[1]})", "nn.BatchNorm2d({s[1]}, affine=False)", "nn.BatchNorm2d({s[1]}, eps=1e-3)"),
 }  # fmt: skip
 NEURONS = (
-    "IFNode()", "IFNode(v_reset=None)", "LIFNode(tau=2.0)", "LIFNode(tau=3.0, decay_input=False, v_reset=None)", "IFNode(0.5)",
-    "LIFNode(tau=1.25, v_threshold=0.75, v_reset=-0.5)", "LIFNode(v_threshold=torch.rand({s[1]}) + 0.5)",
+    "IFNode()", "IFNode(v_reset=None)", "LIFNode(tau=2.0)", "LIFNode(tau=3.0, decay_input=False, v_reset=None)",
+    "IFNode(0.5)", "LIFNode(tau=1.25, v_threshold=0.75, v_reset=-0.5)",
+    "LIFNode(v_threshold=torch.rand({s[1]}) + 0.5)",
 )  # fmt: skip
 # Statements on a module or tensor that has weights.
 EDITS = (
-    "{}.weight.zero_()", "{}.weight[0].zero_()", "{}.weight.mul_(1e-30)", "{}.weight.mul_(1e6)", "{}.weight.mul_(1e-4)", "{}.weight.fill_(1.0)",
-    "{}.weight.fill_(1.0)[0].add_(1e-7)", "{}.weight.abs_()", "{}.weight.neg_()", "{}.weight.abs_().neg_()", "{}.weight[-1].mul_(1e4)",
-    "{}.weight.mul_(8).round_().div_(8)", "{}.weight.mul_(10)",
+    "{}.weight.zero_()", "{}.weight[0].zero_()", "{}.weight.mul_(1e-30)", "{}.weight.mul_(1e6)",
+    "{}.weight.mul_(1e-4)", "{}.weight.fill_(1.0)", "{}.weight.fill_(1.0)[0].add_(1e-7)", "{}.weight.abs_()",
+    "{}.weight.neg_()", "{}.weight.abs_().neg_()", "{}.weight[-1].mul_(1e4)", "{}.weight.mul_(8).round_().div_(8)",
+    "{}.weight.mul_(10)",
 )  # fmt: skip
 BIAS_EDITS = ("{}.bias.zero_()", "{}.bias.fill_(-5.0)", "{}.bias.mul_(1e6)", "{}.bias.add_(3.0)", "{}.bias.mul_(1e-30)")
 NORM_EDITS = (
-    "{}.running_var.zero_()", "{}.running_mean.add_(50)", "{}.running_var.fill_(1e-12)", "{}.weight.zero_()", "{}.weight.neg_()", "{}.bias.fill_(2)",
+    "{}.running_var.zero_()", "{}.running_mean.add_(50)", "{}.running_var.fill_(1e-12)", "{}.weight.zero_()",
+    "{}.weight.neg_()", "{}.bias.fill_(2)",
 )  # fmt: skip
 DATA = ("rng.random(shape)", "rng.standard_normal(shape)")
 ODD_DATA = (
-    "np.zeros(shape)", "np.ones(shape)", "-rng.random(shape)", "rng.random(shape) * 255", "rng.random(shape) * 1e-6", "rng.random(shape) * 1e6",
-    "(rng.random(shape) < 0.2)", "np.round(rng.random(shape) * 4)", "rng.standard_cauchy(shape)", "(rng.random(shape) < 0.02) * 1.0",
+    "np.zeros(shape)", "np.ones(shape)", "-rng.random(shape)", "rng.random(shape) * 255", "rng.random(shape) * 1e-6",
+    "rng.random(shape) * 1e6", "rng.random(shape) < 0.2", "np.round(rng.random(shape) * 4)",
+    "rng.standard_cauchy(shape)", "rng.random(shape) < 0.02",
 )  # fmt: skip
 # Of any target, and of one.
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "bias": ("keep", "keep", "strip", "fold", "error"), "reset": ("zero",), "threshold": ("max", "percentile"), "per": ("layer",),
+    "bias": ("keep", "keep", "strip", "fold", "error"),
+    "reset": ("zero",),
+    "threshold": ("max", "percentile"),
+    "per": ("layer",),
     "v0": (0.0, 0.25),
-}  # fmt: skip
+}
 BITS, ENCODINGS = (2, 4, 6, 12, 16), ("rate", "bernoulli", "spikes", "constant")
 TARGET_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "reference": {"weight_bits": BITS, "encoding": ENCODINGS},
@@ -117,6 +136,8 @@ TARGET_OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "lynxi": {"weight_bits": BITS, "encoding": ENCODINGS, "form": ("outer-loop", "unrolled"), "batch": (2, 4, 7)},
     "chip": {"weight_bits": BITS[:3], "encoding": ENCODINGS[:3], "readout": (True,), "monitor": ("conv0",)},
 }
+
+Make = Callable[[int], int | None]  # from a value to a new one, or None where the step does not fit
 
 
 class Writer:
@@ -188,7 +209,7 @@ class Writer:
         return self.add("{m}({0})", x, own=f"nn.Linear({{s[{axis}]}}, {out}{bias})", name="fc")
 
     def convolution(self, x: int) -> int | None:
-        _, channels, *size = self.sizes(x)
+        size = self.sizes(x)[2:]
         kernel: Any = self.pick([1, 2, 3, 3, 3, 5])
         if self.odd():
             kernel = (self.pick([1, 2, 3]), self.pick([1, 2, 3, 4]))
@@ -315,17 +336,9 @@ class Writer:
     # --- the whole ---
 
     def write(self) -> Case:
-        usual: list[Callable[[int], int | None]] = [
-            self.block,
-            self.block,
-            self.block,
-            self.residual,
-            self.branches,
-            self.pool,
-        ]
-        rare: list[Callable[[int], int | None]] = [
-            self.pad, self.cut, self.reshape, self.arithmetic, self.through, self.join, self.norm, self.layer, self.activation, self.cut,
-        ]  # fmt: skip
+        usual: list[Make] = [self.block, self.block, self.block, self.residual, self.branches, self.pool]
+        rare: list[Make] = [self.pad, self.cut, self.cut, self.reshape, self.arithmetic, self.through]
+        rare += [self.join, self.norm, self.layer, self.activation]
         x = 0
         for other in range(1, len(self.inputs)):  # several inputs meet soon
             self.add("torch.relu({0})", other)

@@ -101,7 +101,8 @@ def _work(blocks: Iterable[Work], jobs: int, until: float) -> Iterator[dict[str,
             try:
                 while queue or flying:
                     while queue and len(flying) < jobs:
-                        flying[pool.submit(_block, queue[0])] = queue.popleft()
+                        block = queue.popleft()
+                        flying[pool.submit(_block, block)] = block
                     for future in wait(flying, return_when=FIRST_COMPLETED).done:
                         line = future.result()
                         del flying[future]
