@@ -32,6 +32,8 @@ from snncc.selfcheck import ERROR, ERROR_PLAIN
 INTERNAL = ("SNN006", "SNN090", "SNN091", "SNN092")  # that say it was ours
 WARNS = ("SNN046", "SNN047")  # that the numbers are far off
 TAKEN = ("SNN021", "SNN033")  # that something was taken away: biases, outputs below 0
+BITS = ("SNN040", "SNN041", "SNN042", "SNN065", "SNN068")  # that widths cost something
+ROUNDED = 0.3  # of the output's size, by 8-bit weights
 SLACK = 2.0  # of other data over calibration data, on which the limits stand
 SECONDS = 30  # of a case
 LARGE = 1e6  # values beyond which float32 loses what the relations claim
@@ -46,7 +48,8 @@ class Finding:
 
     Attributes:
         kind: an exception that is not ours ("foreign") or says that it is our fault ("internal"), "hang", or the check
-            that does not hold ("model", "pass", "engine", "batch", "nan", "steps", "written", "reload", "silent").
+            that does not hold ("model", "pass", "rounding", "engine", "batch", "nan", "steps", "written", "reload",
+            "silent").
         where: what raised it, or the pass, or the code.
         text: the numbers.
     """
@@ -190,8 +193,9 @@ class _Check:
 
     def all(self) -> list[tuple[str, Callable[[], None]]]:
         return [
-            ("model", self.network), ("passes", self.passes), ("engine", self.engine), ("batch", self.batches),
-            ("steps", self.more_steps), ("written", self.written), ("reload", self.reloaded), ("silent", self.silent),
+            ("model", self.network), ("passes", self.passes), ("rounding", self.rounding), ("engine", self.engine),
+            ("batch", self.batches), ("steps", self.more_steps), ("written", self.written), ("reload", self.reloaded),
+            ("silent", self.silent),
         ]  # fmt: skip
 
     # --- the checks ---
@@ -226,6 +230,20 @@ class _Check:
             ):
                 if not found.holds:
                     raise Wrong("pass", p.name, f"output {i}: {p}: {found}")
+
+    def rounding(self) -> None:
+        """Integers of the usual widths are near, if nothing is said about bits."""
+        stages, said = self.compiled.stages, {d.code for d in self.compiled.diagnostics}
+        if self.case.spiking or not self.moderate or said & {*BITS} or self.compiled.options.weight_bits is not None:
+            return
+        if "snn" not in stages or "int" not in stages:
+            return
+        a, b = (ENGINE.run(stages[name], *self.sample, dtype=torch.float64) for name in ("snn", "int"))
+        for i, (before, after) in enumerate(zip(stages["snn"].outputs, stages["int"].outputs, strict=True)):
+            if (off := _off(b[after], a[before])) > ROUNDED:
+                raise Wrong(
+                    "rounding", "int", f"output {i} of the integers as a network is off by {off:.3g} of its size"
+                )
 
     def engine(self) -> None:
         """The engine gives the interpreter's spikes."""

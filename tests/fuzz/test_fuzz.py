@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,27 @@ from fuzz.run import main
 from fuzz.shrink import shrink
 
 from snncc.engine import TorchEngine
-from snncc.ir import Graph
+from snncc.ir import Graph, ops
 from snncc.passes.base import Context
 from snncc.passes.fold_batch_norm import FoldBatchNorm
 from snncc.passes.quantize import Quantize
 
-SEEDS = 12
+SEEDS = range(1, 13)
 
 
 def test_the_first_networks() -> None:
-    assert {seed: f"{found}" for seed in range(SEEDS) if (found := examine(generate(seed)).finding)} == {}
+    assert {seed: f"{found}" for seed in SEEDS if (found := examine(generate(seed)).finding)} == {}
 
 
 def test_equal_seeds_give_equal_cases() -> None:
-    assert [generate(seed) for seed in range(20)] == [generate(seed) for seed in range(20)]
-    assert {generate(seed).target for seed in range(60)} == set(TARGETS)
+    assert [generate(seed) for seed in range(6)] == [generate(seed) for seed in range(6)]
+    assert {generate(seed).target for seed in range(30)} == set(TARGETS)
     assert generate(3, "lava").steps == generate(3, "speck2f").steps
 
 
 def test_a_program_is_the_case() -> None:
     """What is printed gives the same numbers as what was tried."""
-    for seed in range(12):
+    for seed in range(6):
         case, space = generate(seed), dict[str, Any]()
         text = case.program().replace("compiled = snncc.compile", "arguments = dict(x=x, options=options)\n#")
         exec(compile(text, "<program>", "exec"), space)  # noqa: S102 (our own text)
@@ -71,8 +72,6 @@ PLAIN = Case(
 
 
 def test_a_plain_case_is_right_on_every_target() -> None:
-    from dataclasses import replace
-
     for target in TARGETS:
         assert examine(replace(PLAIN, target=target)).finding is None
 
@@ -96,15 +95,11 @@ def raising(*_: Any) -> None:
 
 
 def other_weights(graph: Graph) -> Graph:
-    """With a first weight that is 1 more."""
-    from dataclasses import replace
-
-    from snncc.ir import ops
-
+    """With the weights of the first convolution in another order."""
     at = next(i for i, node in enumerate(graph.nodes) if isinstance(node.op, ops.Conv2d))
     node = graph.nodes[at]
     weight = graph.value(node.op.weight).copy()  # type: ignore[attr-defined]
-    weight.flat[:] = np.roll(weight.flat, 1)
+    weight[:] = np.roll(weight, 1)
     node = replace(node, op=replace(node.op, weight=graph.store.put("other", weight)))  # type: ignore[call-arg]
     return replace(graph, nodes=(*graph.nodes[:at], node, *graph.nodes[at + 1 :]))
 
@@ -119,7 +114,7 @@ BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
     "an exception": (broken(FoldBatchNorm, "run", raising), "foreign", "KeyError in base.__call__"),
     "a pass": (broken(FoldBatchNorm, "run", other_weights), "pass", "fold-batch-norm"),
     "a quantizer": (broken(Quantize, "run", other_weights), "pass", "quantize"),
-    "the engine": (broken(TorchEngine, "simulate", one_spike_more), "engine", "encode"),
+    "the engine": (broken(TorchEngine, "simulate", one_spike_more), "engine", "if"),
 }
 
 
@@ -150,18 +145,18 @@ def test_what_fails_is_made_smaller() -> None:
     small = shrink(PLAIN, fails)
     assert small.inputs == ((1, 1, 1),)
     assert [step.own for step in small.steps] == ["nn.AvgPool2d(1)"]
-    assert (small.outputs, small.edits, small.options) == ((1,), (), ())
+    assert (small.outputs, small.edits) == ((1,), ())
 
 
 def test_the_runner_goes_on_where_it_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "record.jsonl"
-    monkeypatch.setattr("fuzz.run.BLOCK", 2)
-    main(["--seeds", "0..4", "--out", str(out)])
-    main(["--seeds", "2..6", "--out", str(out)])
+    monkeypatch.setattr("fuzz.run.BLOCK", 1)
+    main(["--seeds", "1..3", "--out", str(out)])
+    main(["--seeds", "2..4", "--out", str(out)])
     lines = [json.loads(line) for line in out.read_text().splitlines()]
-    assert [line["seeds"] for line in lines if "seeds" in line] == [[0, 1], [2, 3], [4, 5]]
+    assert [line["seeds"] for line in lines if "seeds" in line] == [[1], [2], [3]]
     counts = [sum(each.values()) for line in lines for each in line.get("counts", {}).values()]
-    assert sum(counts) == 6
-    assert "2 networks" in capsys.readouterr().out.replace("\n", " ")
+    assert sum(counts) == 3
+    assert "1 networks" in capsys.readouterr().out.replace("\n", " ")
