@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
-from itertools import zip_longest
 from typing import Any
 
 from rich import box
@@ -14,6 +12,7 @@ from rich.text import Text
 
 from snncc.compiled import CompiledModel
 from snncc.ir import Diagnostic, Severity
+from snncc.ir.diagnostics import render_all
 from snncc.targets.base import Target
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
@@ -26,12 +25,12 @@ def console(stderr: bool = False) -> Console:
     return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=200, no_color=True)
 
 
-def diagnostic_text(diagnostic: Diagnostic) -> Text:
-    """A diagnostic in the colours of its severity. User text is never read as markup."""
-    text = Text(diagnostic.render())
+def diagnostic_text(rendered: str) -> Text:
+    """What diagnostics say, in the colours of their severity. User text is never read as markup."""
+    text = Text(rendered)
     head = text.plain.partition("\n")[0]
     text.stylize("bold", 0, len(head))
-    text.stylize(STYLES[diagnostic.severity], 0, head.index(":"))
+    text.stylize(STYLES[Severity(head.partition("[")[0])], 0, head.index(":"))
     text.highlight_regex(r"(?m)^ *\d* +(\||-->|=)", "blue")
     return text
 
@@ -50,16 +49,12 @@ def mlir_text(text: str) -> Text:
 
 
 def print_diagnostics(diagnostics: Iterable[Diagnostic], out: Console) -> None:
-    """All diagnostics, the worst last, where a reader's eye is; and how many of each."""
-    order = [Severity.NOTE, Severity.WARNING, Severity.ERROR]
-    ranked = sorted(diagnostics, key=lambda d: order.index(d.severity))
-    for diagnostic, following in zip_longest(ranked, ranked[1:]):
-        # Of several findings of a kind in a row, the last one gives the advice.
-        if following and (following.code, following.hint) == (diagnostic.code, diagnostic.hint):
-            diagnostic = replace(diagnostic, hint="")  # noqa: PLW2901
-        out.print(diagnostic_text(diagnostic), soft_wrap=True)
+    """All diagnostics, one message of a kind, the worst last, where a reader's eye is; and how many of each."""
+    found = list(diagnostics)
+    for text in render_all(found):
+        out.print(diagnostic_text(text), soft_wrap=True)
         out.print()
-    counts = [(s, sum(d.severity is s for d in ranked)) for s in reversed(order)]
+    counts = [(s, sum(d.severity is s for d in found)) for s in Severity]
     words = [f"{n} {s.value}{'s' if n > 1 else ''}" for s, n in counts if n]
     if words:
         out.print(Text(", ".join(words), style="bold"))

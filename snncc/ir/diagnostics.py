@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -115,14 +116,18 @@ class Diagnostic:
 
     def render(self) -> str:
         """Plain text in the manner of rustc, with the user's source line when its file can be read."""
-        lines = [f"{self.severity.value}[{self.code}]: {_plain(self.message)}"]
-        gutter = max([len(str(s.line)) for s in self.loc if s.file], default=1)
-        pad = " " * gutter
+        return "\n".join([self._head(self.message), *self._places(), *self._amount(), *self._help()])
+
+    def _head(self, message: str) -> str:
+        return f"{self.severity.value}[{self.code}]: {_plain(message)}"
+
+    def _places(self) -> list[str]:
+        lines, pad, gutter = list[str](), self._pad, len(self._pad)
         places: dict[tuple[str, int], list[str]] = {}  # fused layers often come from one line
         for source in self.loc:
             places.setdefault((source.file, source.line), []).append(source.module)
         for (file, line), modules in places.items():
-            module = ", ".join(f"`{_plain(m)}`" for m in modules if m)
+            module = _few([f"`{_plain(m)}`" for m in modules if m])
             if module:
                 module = f"module{'s' if len(modules) > 1 else ''} {module}"
             if not file:
@@ -132,17 +137,24 @@ class Diagnostic:
             code = linecache.getline(file, line).rstrip()
             if code:
                 lines += [f"{pad} |", f"{line:>{gutter}} | {code}", f"{pad} |"]
-        if self.limit is not None and self.found is not None:
-            over = self.found - self.limit
-            # A lower limit is broken from below; say by how much in both cases.
-            passed = f"{_number(abs(over))} too {'many' if over > 0 else 'few'}" if over else "at the limit"
-            lines.append(
-                f"{pad} = limit: {_number(self.limit)} {self.quantity}".rstrip()
-                + f", found {_number(self.found)} ({passed})"
-            )
-        if self.hint:
-            lines.append(f"{pad} = help: {self.hint}")
-        return "\n".join(lines)
+        return lines
+
+    @property
+    def _pad(self) -> str:
+        """As wide as the largest line number."""
+        return " " * max([len(str(s.line)) for s in self.loc if s.file], default=1)
+
+    def _amount(self) -> list[str]:
+        if self.limit is None or self.found is None:
+            return []
+        over = self.found - self.limit
+        # A lower limit is broken from below; say by how much in both cases.
+        passed = f"{_number(abs(over))} too {'many' if over > 0 else 'few'}" if over else "at the limit"
+        limit = f"{_number(self.limit)} {self.quantity}".rstrip()
+        return [f"{self._pad} = limit: {limit}, found {_number(self.found)} ({passed})"]
+
+    def _help(self) -> list[str]:
+        return [f"{self._pad} = help: {self.hint}"] if self.hint else []
 
     def to_json(self) -> dict[str, Any]:
         """The diagnostic as plain data; absent fields are left out."""
@@ -168,6 +180,120 @@ def _number(value: float) -> str:
     return f"{int(value):,}" if float(value).is_integer() else f"{value:.6g}"
 
 
+# --- many of them ----------------------------------------------------------------------------------------------------
+
+ROWS = (8, 5)  # of a table: of the only one, and of several
+_NUMBER = r"-?\d[\d,]*(?:\.\d+)?(?:e[+-]?\d+)?"
+_SLOT = re.compile(  # what differs between messages of one kind: names, numbers, and what is said of two of them
+    r"`[^`]*`(?:(?:, | and )`[^`]*`)*(?:, \.\.\.)?|'[^']*'|\([\d, ]*\d,? ?\)"
+    rf"|(?<![\w.]){_NUMBER}(?: (?:instead of|of its|of|x) {_NUMBER})*"
+)
+
+
+def render_all(diagnostics: Iterable[Diagnostic]) -> list[str]:
+    """Texts for people: those of a kind are one message with a table, and errors come last, where a reader's eye is.
+
+    Notes are short, and so are warnings beside errors; notes beside errors are left out. All that the texts do not say
+    is in the diagnostics.
+    """
+    kinds: dict[Any, list[Diagnostic]] = {}
+    for d in diagnostics:
+        kinds.setdefault((d.code, d.severity, d.quantity, tuple(_SLOT.split(d.message))), []).append(d)
+    order = (Severity.NOTE, Severity.WARNING, Severity.ERROR)
+    ranked = sorted(kinds.values(), key=lambda kind: order.index(kind[0].severity))
+    failed = bool(ranked) and ranked[-1][0].severity is Severity.ERROR
+    full = Severity.ERROR if failed else Severity.WARNING
+    tables = sum(len(kind) > 1 and kind[0].severity is full for kind in ranked)
+    return [
+        _render_kind(kind, 0 if kind[0].severity is not full else ROWS[tables > 1])
+        for kind in ranked
+        if not (failed and kind[0].severity is Severity.NOTE)
+    ]
+
+
+def _render_kind(kind: list[Diagnostic], most: int) -> str:
+    """Diagnostics in the same words, as one text with a table of ``most`` rows; 0: without places, amounts and help."""
+    first, n = kind[0], len(kind)
+    if n == 1 and most:
+        return first.render()
+    message, columns = _columns(kind)
+    named = columns[0][1] if columns and columns[0][0] == "layer" else []
+    if n > 1:
+        message = f"{n} {'layers' if named else 'times'}: {message.removeprefix('…: ')}"
+    lines, pad = [first._head(message)], first._pad
+    if not most:
+        if n > 1 and named:
+            lines.append(f" --> {_few(list(dict.fromkeys(named)))}")
+        return "\n".join(lines)
+    places = [next(((s.file, s.line) for s in d.loc if s.file), ("", 0)) for d in kind]
+    files = {file for file, _ in places}
+    if len(set(places)) == 1:
+        lines += [f"{pad}--> {_plain(file)}:{line}" for file, line in places[:1] if file]
+    elif len(files) == 1:
+        lines.append(f"{pad}--> {_plain(*files)}")
+        columns.append(("", [f"line {line}" for _, line in places]))
+    else:
+        columns.append(("", [f"{_plain(file)}:{line}" if file else "" for file, line in places]))
+    rows = sorted(sorted(range(n), key=lambda i: -_beyond(kind[i]))[:most])  # the worst, in order
+    lines += _table(columns, rows)
+    if first.limit is not None and first.found is not None:
+        limits, found = ([v for d in kind if (v := getattr(d, name)) is not None] for name in ("limit", "found"))
+        lines.append(f"{pad} = limit: {f'{_span(limits)} {first.quantity}'.rstrip()}, found {_span(found)}")
+    if len({d.hint for d in kind}) == 1:
+        return "\n".join([*lines, *first._help()])
+    worst = max((i for i in range(n) if kind[i].hint), key=lambda i: _beyond(kind[i]))
+    return "\n".join([*lines, f"{pad} = help: {f'of `{named[worst]}`: ' if named else ''}{kind[worst].hint}"])
+
+
+def _columns(kind: list[Diagnostic]) -> tuple[str, list[tuple[str, list[str]]]]:
+    """The message that all share, with ``…`` for what differs; and that, as columns with headings, names first."""
+    words = _SLOT.split(kind[0].message)
+    columns = list[tuple[str, list[str]]]()
+    message = words[0]
+    slots = zip(*(_SLOT.findall(d.message) for d in kind), strict=True)
+    for values, before, after in zip(slots, words, words[1:], strict=False):
+        same = len(set(values)) == 1
+        message += (values[0] if same else "…") + after
+        if not same:
+            near = re.findall(r"\w[\w-]*", re.split(r"[;:,.(]", after)[0])[:2] or re.findall(r"\w+", before)[-1:]
+            heading = "layer" if values[0].startswith("`") else " ".join(near).removesuffix(" of")
+            columns.append((heading, [_plain(v).replace("`", "") for v in values]))
+    if not any(heading == "layer" for heading, _ in columns) and any(s.module for d in kind for s in d.loc):
+        modules = [list(dict.fromkeys(_plain(s.module) for s in d.loc if s.module)) for d in kind]
+        columns.append(("layer", [_few(names) for names in modules]))
+    return message, sorted(columns, key=lambda column: column[0] != "layer")
+
+
+def _few(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _beyond(diagnostic: Diagnostic) -> float:
+    """By how much it passes its limit."""
+    d = diagnostic
+    return 0.0 if d.limit is None or d.found is None else abs(d.found - d.limit)
+
+
+def _table(columns: list[tuple[str, list[str]]], rows: list[int]) -> list[str]:
+    """The rows in columns; names to the left, numbers to the right; and how many rows there are besides."""
+    if not columns:
+        return []
+    shown = [[heading, *(cells[i] for i in rows)] for heading, cells in columns]
+    widths = [max(map(len, cells)) for cells in shown]
+    left = [heading in ("layer", "") for heading, _ in columns]
+    lines = []
+    for line in zip(*shown, strict=True):
+        cells = (c.ljust(w) if text else c.rjust(w) for c, w, text in zip(line, widths, left, strict=True))
+        lines.append(f"     {'  '.join(cells)}".rstrip())
+    more = len(columns[0][1]) - len(rows)
+    return [*lines, *([f"     and {more} more"] if more else [])]
+
+
+def _span(values: list[float]) -> str:
+    low, high = min(values), max(values)
+    return _number(low) if low == high else f"{_number(low)} to {_number(high)}"
+
+
 def errors(diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Those that stop the compile."""
     return [d for d in diagnostics if d.severity is Severity.ERROR]
@@ -178,7 +304,7 @@ class SnnccError(Exception):
 
     def __init__(self, diagnostics: Iterable[Diagnostic]) -> None:
         self.diagnostics: tuple[Diagnostic, ...] = tuple(diagnostics)
-        super().__init__("\n\n".join(d.render() for d in self.diagnostics))
+        super().__init__("\n\n".join(render_all(self.diagnostics)))
 
 
 class CompileError(SnnccError):

@@ -205,12 +205,15 @@ def _report_elsewhere(context: Context, found: Iterable[Diagnostic]) -> None:
 
 
 def _drop_repeated(context: Context, known: list[Diagnostic]) -> None:
-    """Drop what an earlier pass said of the same place; of errors, also in other words with the same code."""
+    """Drop what an earlier pass said of the same place; of errors, also in other words with the same code. Behind an
+    error, only errors count: what else is said is of a network that will be another when they are mended."""
     said = {(d.code, d.loc.sources, d.message) for d in known}
-    refused = {(d.code, d.loc.sources) for d in errors(known) if d.loc.sources}
+    failed = errors(known)
+    refused = {(d.code, d.loc.sources) for d in failed if d.loc.sources}
     context.diagnostics[len(known) :] = [
         d
         for d in context.diagnostics[len(known) :]
         if (d.code, d.loc.sources, d.message) not in said
         and not (d.severity is Severity.ERROR and (d.code, d.loc.sources) in refused)
+        and (d.severity is Severity.ERROR or not failed)
     ]

@@ -24,9 +24,11 @@ class CheckBias(Pass):
         policy: "error" and "warn" report and change nothing; "keep" is silent; "strip" removes biases, and says what
             that costs on the calibration data; "fold" moves them into the neurons' initial potential,
             ``v0 + T * b``: over T steps the same charge, given at once, so no operation is left to pay for.
+        cost: whether the target pays for biases by the operation; where it does not, "warn" is no more than a note.
     """
 
     policy: str = "warn"
+    cost: bool = True
     name: ClassVar[str] = "check-bias"
 
     def __post_init__(self) -> None:
@@ -49,6 +51,10 @@ class CheckBias(Pass):
             return graph
         if self.policy == "fold":
             return _fold(graph, context)
+        if self.policy == "warn" and not self.cost:
+            for node in biased:
+                context.report(replace(self._report(graph, node, None), severity=Severity.NOTE, hint=""))
+            return graph
         names = [n.name for n in biased]
         # One layer at a time is a run each: worth it while there are few.
         each = [_strip(graph, [name]) for name in names] if len(names) <= PER_LAYER else []

@@ -27,7 +27,7 @@ class Reference(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to the stage ``int``."""
-        bias, fold = CheckBias(options.bias), options.bias == "fold"
+        bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
         hard = options.reset == "zero"
         v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
         return [

@@ -171,7 +171,7 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
     bits = options.weight_bits or 8
     hard = options.reset == "zero"
     v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
-    bias, fold = CheckBias(options.bias), options.bias == "fold"
+    bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
     # ATRLIF's potential holds all charge so far: one spike a step must fit for all steps.
     most = LARGEST if hard else min(LARGEST // (options.timesteps + 1), 2 * THETA)
     return [
@@ -211,7 +211,7 @@ def _sigma_delta(options: Options) -> list[Pass]:
         Canonicalize(),
         FoldBatchNorm(ones=False),
         CheckSynapses(signed=True),
-        CheckBias(options.bias),
+        CheckBias(options.bias, cost=False),
         Calibrate("max", per=options.per),
         LowerSigmaDelta(),
         LowerPooling(),

@@ -181,6 +181,8 @@ class CheckLyngor(Pass):
             hint = "compile for fewer time steps, or with another threshold"
             context.report(Diagnostic("SNN068", text, graph[name].loc, hint=hint))
         differ = np.mean(list(loss.spikes.values())) if loss.spikes else 0.0
+        if not differ and loss.same_class == 1:
+            return
         same = f"{loss.same_class:.0%} of {samples} calibration samples keep their class"
         text = f"in fp16, {differ:.2%} of the spikes are others than in float32; {same}"
         severity = Severity.WARNING if loss.same_class < 0.9 else Severity.NOTE
