@@ -109,7 +109,7 @@ def main() -> None:
     row = [accuracy(compiled.simulate(x_test, t, order="depth-first").output, y_test) for t in TIMESTEPS]
     table.add_row("  event by event, as the chip", "", *(f"{value:.1f} %" for value in row))
     out.print(table)
-    out.print(report_table(compiled))
+    out.print(report_table(compiled.report))
     if (cores := core_table(compiled)) is not None:
         out.print(cores)
 

@@ -16,7 +16,7 @@ import numpy as np
 from snncc.compilation import Compilation
 from snncc.compiled import CompiledModel, as_arrays
 from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, Stage
-from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.diagnostics import errors, input_error, render_all
 from snncc.ir.ops import Lif
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, most_held, no_progress, run_pipeline
@@ -127,6 +127,10 @@ class Checked(list[Diagnostic]):
     def __init__(self, found: Iterable[Diagnostic], layers: list[dict[str, Any]]) -> None:
         super().__init__(found)
         self.layers = layers
+
+    def __str__(self) -> str:
+        """What the command line prints."""
+        return "\n\n".join(render_all(self)) or "nothing stands in the way"
 
 
 def check(

@@ -201,7 +201,7 @@ def _compile(options: argparse.Namespace) -> int:
         return 0
     print_diagnostics(compiled.diagnostics, console(stderr=True))
     out = console()
-    out.print(report_table(compiled, out.width))
+    out.print(report_table(compiled.report, out.width))
     cores = core_table(compiled, out.width)
     if cores is not None:
         out.print(cores)

@@ -24,7 +24,7 @@ FEW = 1 << 16  # values that a histogram is made of; of more, every n-th
 OPERATIONS = 5e9  # multiplications of a stage that measuring it may take; sets the number of samples
 
 
-@dataclass
+@dataclass(repr=False)
 class Compilation:
     """The stages of a compile. Of one that failed, :attr:`snncc.CompileError.compilation`.
 
@@ -42,6 +42,10 @@ class Compilation:
     diagnostics: tuple[Diagnostic, ...] = ()
     sample: Sequence[tuple[Array, ...]] = ()
     _numbers: dict[int, dict[str, dict[str, Any]]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        n = len(errors(self.diagnostics))
+        return f"<compile for {self.target.name}: {len(self.records)} stages, {n} error{'s' * (n != 1)}>"
 
     @property
     def stages(self) -> dict[str, Graph]:

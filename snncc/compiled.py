@@ -58,7 +58,27 @@ class Validation:
     version: str
 
 
-@dataclass
+class Report(list[dict[str, Any]]):
+    """A row per layer, as plain data; printed, a table of a page: of many layers, those that lose or take most.
+
+    Attributes:
+        title: of the table.
+        cores: whether memories are told core by core, and not here.
+    """
+
+    def __init__(self, rows: Iterable[dict[str, Any]], title: str = "", cores: bool = False) -> None:
+        super().__init__(rows)
+        self.title, self.cores = title, cores
+
+    def __repr__(self) -> str:
+        from snncc.console import plain, report_table
+
+        return plain(lambda width: report_table(self, width))
+
+    __str__ = __repr__
+
+
+@dataclass(repr=False)
 class CompiledModel(Compilation):
     """A network compiled for a target: all stages of :class:`snncc.compilation.Compilation`, the last of which runs.
 
@@ -74,6 +94,11 @@ class CompiledModel(Compilation):
     def graph(self) -> Graph:
         """The last stage."""
         return self.records[-1].graph
+
+    def __repr__(self) -> str:
+        layers = sum(isinstance(node.op, ops.Weighted) for node in self.graph.nodes)
+        loses = "" if self.selfcheck is None else f"; {self.selfcheck!r}"
+        return f"<{self.graph.name} on {self.target.name}: {layers} layers, T = {self.options.timesteps}{loses}>"
 
     def _about(self) -> dict[str, Any]:
         chip = self.target.rooms(self.graph, self.options)
@@ -360,13 +385,15 @@ class CompiledModel(Compilation):
     # --- the report ---
 
     @cached_property
-    def report(self) -> list[dict[str, Any]]:
+    def report(self) -> Report:
         """A row per layer of weights, as plain data: what it is, what it takes of the hardware, and what the self-check
         measured of it: rate, synaptic operations per sample, conversion error (the relative distance, in the 2-norm,
         between the neurons' mean output and the network's activation), and what of that it loses itself, by clipping,
-        rounding, time and reset (:mod:`snncc.selfcheck`)."""
-        if self._saved_report is not None:
-            return self._saved_report
+        rounding, time and reset (:mod:`snncc.selfcheck`). Printed, it is a table."""
+        title, cores = f"{self.graph.name} on {self.target.name}", bool(self.target.limits().get("cores"))
+        return Report(self._rows() if self._saved_report is None else self._saved_report, title, cores)
+
+    def _rows(self) -> list[dict[str, Any]]:
         graph, usage = self.graph, self.target.usage(self.graph, self.options)
         rows = []
         for node in graph.nodes:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from io import StringIO
+from shutil import get_terminal_size
 from typing import Any
 
 from rich import box
@@ -10,13 +12,24 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from snncc.compiled import CompiledModel
+from snncc.compiled import CompiledModel, Report
 from snncc.ir import Diagnostic, Severity
 from snncc.ir.diagnostics import render_all
+from snncc.selfcheck import CAUSES
 from snncc.targets.base import Target
 
 STYLES = {Severity.ERROR: "bold red", Severity.WARNING: "bold yellow", Severity.NOTE: "bold cyan"}
 BAR = 8  # characters of a memory bar
+ROWS = 30  # of a table of layers
+
+
+def plain(made: Callable[[int], Any]) -> str:
+    """The text of a table, as wide as the terminal, of what makes one for a width."""
+    width = max(80, get_terminal_size((100, 24)).columns)
+    out = Console(file=StringIO(), width=width, highlight=False, no_color=True, force_terminal=False)
+    with out.capture() as captured:
+        out.print(made(width))
+    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
 
 
 def console(stderr: bool = False) -> Console:
@@ -76,11 +89,15 @@ def _number(value: Any, digits: int = 3) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:.{digits}g}"
 
 
-def report_table(compiled: CompiledModel, width: int | None = None) -> Table:
-    """A row per layer. Columns that the target has nothing to say in are left out; so are memories that core_table
-    shows, and of a table that is wider than ``width`` the columns that matter least."""
-    rows = compiled.report
-    memories = () if compiled.target.limits().get("cores") else ("kernel", "neuron", "bias")
+def report_table(report: Report, width: int | None = None) -> Table:
+    """A row per layer, of many layers those that lose or take most. Columns that the target has nothing to say in are
+    left out; so are memories that core_table shows, and of a table that is wider than ``width`` the columns that matter
+    least."""
+    rows = _largest(
+        report,
+        lambda r: sum(r.get(cause, 0.0) ** 2 for cause in CAUSES), lambda r: r.get("synops", 0), lambda r: r["weights"],
+    )  # fmt: skip
+    memories = () if report.cores else ("kernel", "neuron", "bias")
     columns: list[tuple[str, str, Any]] = [
         ("layer", "left", lambda r: Text(r["layer"])),
         ("core", "right", lambda r: _number(r.get("core"))),
@@ -96,26 +113,47 @@ def report_table(compiled: CompiledModel, width: int | None = None) -> Table:
         ("rate", "right", lambda r: f"{r['rate']:.3f}" if "rate" in r else ""),
         ("synops", "right", lambda r: _short(r["synops"]) if "synops" in r else ""),
         ("fp16", "right", lambda r: f"{100 * r['fp16_differs']:.2g} %" if "fp16_differs" in r else ""),
-        ("error", "right", lambda r: f"{100 * r['error']:.1f} %" if "error" in r else ""),
+        *((cause, "right", lambda r, c=cause: _percent(r.get(c, 0.0))) for cause in CAUSES),
+        ("error", "right", lambda r: _percent(r.get("error", 0.0))),
     ]
     cells = [(name, justify, [cell(row) for row in rows]) for name, justify, cell in columns]
     kept = [c for c in cells if any(str(cell) for cell in c[2])]
-    for least in ("biases", "threshold", "neurons", "output", "rate", "weights"):
+    for least in ("biases", "threshold", "neurons", "output", "rate", "weights", *CAUSES):
         need = sum(3 + max(len(name), *(len(str(cell)) for cell in column)) for name, _, column in kept)
         if width is None or need + 2 <= width:
             break
         kept = [c for c in kept if c[0] != least]
-    title = f"{compiled.graph.name} on {compiled.target.name}"
-    table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left")
+    table = Table(
+        title=Text(report.title + _of(rows, report, "lose or take")), box=box.SIMPLE_HEAD, title_justify="left"
+    )
     for name, justify, _ in kept:
         table.add_column(name, justify=justify, no_wrap=name != "layer", overflow="fold")  # type: ignore[arg-type]
     for i in range(len(rows)):
         table.add_row(*(values[i] for _, _, values in kept))
-    total = sum(r.get("synops", 0) for r in rows)
-    caption = f"{sum(r['weights'] for r in rows):,} weights, {sum(r['neurons'] for r in rows):,} neurons"
-    table.caption = caption + (f", {round(total):,} synaptic operations per sample" if total else "")
-    table.caption_justify = "left"
+    total = sum(r.get("synops", 0) for r in report)
+    lines = [f"{sum(r['weights'] for r in report):,} weights, {sum(r['neurons'] for r in report):,} neurons"]
+    lines[0] += f", {round(total):,} synaptic operations per sample" if total else ""
+    if any("error" in r for r in report):
+        lines.append("lost on calibration samples: by each layer alone, and (error) with all that comes before it")
+    table.caption, table.caption_justify = "\n".join(lines), "left"
     return table
+
+
+def _largest(rows: Sequence[dict[str, Any]], *keys: Callable[[dict[str, Any]], float]) -> list[dict[str, Any]]:
+    """Of many rows, in order, those that stand first by one of the keys."""
+    ranks = [sorted(range(len(rows)), key=lambda i, key=key: -key(rows[i])) for key in keys]  # type: ignore[misc]
+    chosen = dict.fromkeys(i for place in zip(*ranks, strict=True) for i in place)
+    return [rows[i] for i in sorted(list(chosen)[:ROWS])]
+
+
+def _of(shown: Sequence[Any], all_: Sequence[Any], which: str) -> str:
+    """What the title of a table says of rows that it leaves out."""
+    return f": {len(shown)} of {len(all_)} layers, those that {which} most" if len(shown) < len(all_) else ""
+
+
+def _percent(part: float) -> str:
+    """Empty for what would read 0.0."""
+    return f"{100 * part:.1f} %" if part >= 0.0005 else ""
 
 
 def _short(value: float) -> str:
@@ -182,7 +220,10 @@ def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
     kinds: dict[tuple[int, ...], list[int]] = {}
     for i, core in enumerate(target.limits()["cores"]):
         kinds.setdefault(tuple(core.values()), []).append(i)
-    table = Table(title=f"layers on {target.name}", box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
+    # Those that do not fit first, then by memory.
+    shown = _largest(rows, lambda r: 1e12 * (not r["cores"]) + max(r["kernel"], r["neuron"]))
+    title = f"layers on {target.name}{_of(shown, rows, 'need')}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("layer", overflow="fold")
     for name in ("kernel", "neuron", "bias"):
         table.add_column(name, justify="right", no_wrap=True)
@@ -191,7 +232,7 @@ def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
         table.add_column(f"core{'s' * (len(members) > 1)} {few}", justify="right", no_wrap=True)
     table.add_column("placed on", no_wrap=True)
     table.add_column("to fit one core", overflow="fold")
-    for row in rows:
+    for row in shown:
         cells = []
         for members in kinds.values():
             held = row["holds"][members[0]]
@@ -212,6 +253,8 @@ def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
     chips, cores = mapping["chips"], mapping["cores"]
     wide, bar = width is None or width >= 120, BAR if width is None or width >= 100 else 0
     title = f"{cores:,} core{'s' * (cores > 1)} of {mapping['chip']}, {chips:,} chip{'s' * (chips > 1)}"
+    shown = _largest(mapping["populations"], lambda r: r["cores"])
+    title += _of(shown, mapping["populations"], "take")
     table = Table(title=Text(title), box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("layer", overflow="fold")
     table.add_column("cores", justify="right", no_wrap=True)
@@ -219,7 +262,7 @@ def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
         table.add_column("place", overflow="fold")
     for name in ("neurons", "synapses", "memory", "axons est."):
         table.add_column(name, justify="left" if bar else "right", no_wrap=True)
-    for row in mapping["populations"]:
+    for row in shown:
         fill = row["fill"]
         parts = (
             max(fill["neurons"], fill["state_words"]),

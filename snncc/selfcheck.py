@@ -123,6 +123,11 @@ class SelfCheck:
     synops: Mapping[str, float]
     balanced: bool = False
 
+    def __repr__(self) -> str:
+        done = self.simulated
+        classes = "" if done.changed is None else f", {100 * done.changed:.1f}% of the classes change"
+        return f"output off by {100 * done.error:.1f}%{classes}, on {self.samples} samples"
+
     @property
     def cause(self) -> str:
         """Of clipping, rounding, time and reset what costs most, over all layers. Thresholds that were chosen for T

@@ -576,12 +576,12 @@ def test_tables_are_not_cut(built: Path, width: int) -> None:
     out = console()
     out.width = width
     with out.capture() as capture:
-        out.print(report_table(compiled, width), core_table(compiled, width), limits_view(compiled.target))
+        out.print(report_table(compiled.report, width), core_table(compiled, width), limits_view(compiled.target))
     text = capture.get()
     assert "…" not in text
     for words in ("features.conv.1", "synops", "error", "kernel memory", "0 + 16,384"):
         assert words in text
-    assert ("threshold" in text.split("cores of")[0]) == (width > 80)
+    assert ("threshold" in text.split("cores of")[0]) == (width > 110)
 
 
 def test_user_text_is_no_markup(capsys: Captured, tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 from zoo import build, example_input
 
 import snncc
+from snncc.api import Checked
+from snncc.compiled import Report
 from snncc.console import core_table, limits_view, partition_table
+from snncc.ir import CompileError, Diagnostic
 from snncc.targets import find
 
 
@@ -69,3 +73,56 @@ def test_limits_name_the_estimates() -> None:
     shown = text(limits_view(find("lava")), 100)
     assert "usable neurocores" in shown and "axons in (est.)" in shown and "kernel words" not in shown
     assert "kernel words" in text(limits_view(find("speck2b")), 100)
+
+
+# --- what is printed of results ---------------------------------------------------------------------------------------
+
+
+def test_results_print_as_a_line(compiled: snncc.CompiledModel) -> None:
+    x = example_input((3, 16, 16), 4)
+    small = (
+        compiled, compiled.graph, compiled.records[0], compiled.simulate(x, 4, record="all"), compiled.selfcheck,
+        compiled.target, compiled.options, find("speck2f"), Diagnostic("SNN001", "a" * 10**4),
+    )  # fmt: skip
+    assert max(len(repr(each)) for each in small) < 400
+    assert repr(compiled).startswith("<ResNetA on lava: 11 layers, T = 32; output off by ")
+    assert max(len(repr(each)) for each in compiled.stages.values()) < 100
+    failed = snncc.check(build("resnet_a"), "speck2f", example_input=x)
+    assert str(failed) == str(CompileError(failed))
+    assert str(Checked([], [])) == "nothing stands in the way"
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_a_report_prints_as_a_table(compiled: snncc.CompiledModel, width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    shown = str(compiled.report)
+    lines = shown.splitlines()
+    assert lines[0] == "ResNetA on lava" and max(map(len, lines)) <= width and "…" not in shown
+    assert {"layer", "synops", "clipping", "rounding", "time", "error"} <= set(lines[2].split())
+    (first,) = (line for line in lines if line.split()[:1] == ["conv1"])
+    row = compiled.report[0]
+    assert f"{100 * row['time']:.1f} %" in first and f"{100 * row['clipping']:.1f} %" in first
+    assert ("weights" in lines[2].split()) == (width >= 100)
+    assert repr(compiled.report) == shown and json.loads(json.dumps(compiled.report)) == compiled.report
+
+
+def test_a_report_of_many_layers_is_of_those_that_matter() -> None:
+    rows = [
+        {
+            "layer": f"conv{i}",
+            "shape": [4, 8, 8],
+            "weights": 100,
+            "biases": 0,
+            "neurons": 256,
+            "synops": 5,
+            "error": 0.1,
+        }
+        for i in range(150)
+    ]
+    rows[20]["weights"], rows[77]["synops"], rows[140]["reset"] = 9999, 10**6, 0.3
+    report = Report(rows, "Net on lava")
+    lines = str(report).splitlines()
+    assert lines[0] == "Net on lava: 30 of 150 layers, those that lose or take most" and len(lines) <= 40
+    names = [line.split()[0] for line in lines if line.lstrip().startswith("conv")]
+    assert {"conv20", "conv77", "conv140"} <= set(names) and names == sorted(names, key=lambda name: int(name[4:]))
+    assert "24,899 weights, 38,400 neurons" in " ".join(lines)

@@ -56,6 +56,11 @@ class Simulation:
     counts: dict[str, int] = field(default_factory=dict)
     synops: dict[str, Array] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        shapes = ", ".join(str(y.shape) for y in self.outputs)
+        kept = f", {len(self.spikes) + len(self.values)} values recorded" if self.spikes or self.values else ""
+        return f"<simulation of {self.graph.name!r}: T = {self.timesteps}, outputs {shapes}{kept}>"
+
     @property
     def output(self) -> Array:
         """The first output: (N, classes) scores."""

@@ -86,6 +86,7 @@ CODES: dict[str, str] = {
 }
 
 
+LINE = 120  # characters of a diagnostic in a list
 CHOICES = 20  # names that a hint lists; of more, how many there are
 
 
@@ -113,6 +114,11 @@ class Diagnostic:
     def __post_init__(self) -> None:
         if self.code not in CODES:
             raise ValueError(f"unregistered diagnostic code {self.code}")
+
+    def __repr__(self) -> str:
+        """One line; :meth:`render` gives all of it."""
+        head = self._head(self.message)
+        return f"<{head if len(head) <= LINE else head[: LINE - 3] + '...'}>"
 
     def render(self) -> str:
         """Plain text in the manner of rustc, with the user's source line when its file can be read."""

@@ -58,6 +58,10 @@ class Graph:
     name: str = "main"
     store: Store = field(default_factory=Store, compare=False, repr=False)
 
+    def __repr__(self) -> str:
+        """One line; :func:`snncc.ir.print_graph` gives all of it."""
+        return f"<graph {self.name!r}: stage {self.stage.value}, {len(self.nodes)} nodes>"
+
     @cached_property
     def by_name(self) -> dict[str, Node]:
         return {node.name: node for node in self.nodes}

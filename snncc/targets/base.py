@@ -238,6 +238,9 @@ class Target(ABC):
     spiking: ClassVar[bool] = False
     run_flags: ClassVar[Mapping[str, str]] = {}
 
+    def __repr__(self) -> str:
+        return f"<target {self.name}: {self.summary}>"
+
     def accept(self, options: Options) -> None:
         """Refuse what the target cannot honour.
 

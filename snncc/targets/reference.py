@@ -18,7 +18,7 @@ from snncc.passes.quantize import Quantize
 from snncc.targets.base import Options, Target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Reference(Target):
     """Integer arithmetic like the chips', of any size and shape; runs on the fast engine alone."""
 

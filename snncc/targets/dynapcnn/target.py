@@ -32,7 +32,7 @@ from snncc.targets.dynapcnn.power import estimate
 from snncc.targets.dynapcnn.sensor import parse
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dynapcnn(Target):
     """A chip of SynSense's DYNAP-CNN family. Weights 8 bits, biases 16; inputs and outputs are spikes."""
 

@@ -39,7 +39,7 @@ THETA = 2**12 - 1  # lava-nc, atrlif/models.py: theta_0 has 12 bits; a threshold
 RUNNER = ("run.py", "processes/snncc_processes.py")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lava(Target):
     """Loihi 2 through Intel's Lava: as a netx `.net` file, or as a graph of `lava.proc` processes.
 

@@ -47,7 +47,7 @@ WIDTH = 24  # bits: float32 holds all integers up to 2**WIDTH
 RESOLUTION = 2**10  # of potentials in thresholds: fp16 has it from one to two thresholds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Lynxi(Target):
     """Lynxi KA200 / HP300: the published contract of its compiler lyngor, which is on no registry."""
 
