@@ -571,7 +571,15 @@ def pad(t: Recorder, input: Value, pad: Sequence[int], mode: str = "constant", v
     before, after = fill + before, fill + after
     if before[0] or after[0]:
         raise Refused("pads the batch axis")
-    return t.new(ops.Pad(tuple(before[1:]), tuple(after[1:]), mode, float(value or 0)), input)
+    less = [tuple(max(-n, 0) for n in ends[1:]) for ends in (before, after)]
+    more = [tuple(max(n, 0) for n in ends[1:]) for ends in (before, after)]
+    cuts = any(map(any, less))
+    if not cuts or any(map(any, more)):
+        input = t.new(ops.Pad(more[0], more[1], mode, float(value or 0)), input)
+    if not cuts:
+        return input
+    stop = tuple(n - cut for n, cut in zip(t.shape(input), less[1], strict=True))
+    return t.new(ops.Slice(less[0], stop, (1,) * rank), input)  # a negative amount cuts off
 
 
 @handles(operator.getitem)

@@ -156,12 +156,15 @@ SPELLINGS: dict[str, list[Any]] = {
         lambda x: F.pad(x, (1, 2)),
         lambda x: F.pad(x, (1, 2, 0, 3), "constant", -1.5),
         lambda x: F.pad(x, [0, 0, 0, 0, 1, 2]),
-        lambda x: F.pad(x, (-1, 1, -2, 0), value=2.0),
         *(lambda x, mode=mode: F.pad(x, (1, 2, 2, 1), mode=mode) for mode in ("reflect", "replicate", "circular")),
         nn.ZeroPad2d((1, 2, 3, 0)),
         nn.ConstantPad2d(1, 0.5),
         nn.ReflectionPad2d((1, 2, 0, 1)),
         nn.ReplicationPad2d(2),
+    ],
+    "pad slice": [
+        lambda x: F.pad(x, (-1, 1, -2, 0), value=2.0),
+        lambda x: F.pad(x, (2, -1, 0, 0), mode="reflect"),
     ],
     "flatten linear": [
         lambda x: F.linear(x.flatten(1), MAT, torch.ones(7)),
@@ -308,6 +311,8 @@ SPELLINGS: dict[str, list[Any]] = {
     ],
     "slice slice relu concat": [split_and_join],
     "slice": [
+        lambda x: F.pad(x, (-1, 0, 0, -2), mode="replicate"),
+        nn.ZeroPad2d(-1),
         lambda x: x.split([1, 3], 1)[1],
         lambda x: torch.split(x, 4, dim=2)[0],
         lambda x: x[:, :, ::2, ::2],

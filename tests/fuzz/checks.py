@@ -185,6 +185,7 @@ class _Check:
         self.case, self.model, self.compiled, self.sample, self.xs = case, model, compiled, sample, xs
         self.steps: int = compiled.options.timesteps
         encodes = [n.op for n in compiled.graph.nodes if isinstance(n.op, ops.Encode)]
+        self.own = any(isinstance(n.op, ops.Lif) for n in compiled.stages["ann"].live().nodes)  # spiking neurons
         self.ready_made = any(op.method == "spikes" for op in encodes)
         self.random = any(op.method == "bernoulli" for op in encodes)
         # Fresh samples, if calibration has seen enough to expect them, and the encoding can express them.
@@ -203,9 +204,9 @@ class _Check:
     def network(self) -> None:
         """The traced network is the model, on other samples than those that it was traced with."""
         self.truth = self.by_torch(self.xs)
-        if self.truth is None or (self.ready_made and self.case.spiking):
+        if self.truth is None or (self.ready_made and self.own):
             return
-        if self.case.spiking:  # a last bit may decide about a spike
+        if self.own:  # a last bit may decide about a spike
             got, limit = self.outputs_of("snn"), 0.1
         else:
             got, limit = self.outputs_of("ann"), 3e-2 if self.case.precision == "half" else 1e-3
@@ -222,7 +223,7 @@ class _Check:
         if not self.moderate:
             return
         for p, before, after in zip(passes, records[:-1], records[1:], strict=True):
-            timed = after.graph.stage.spiking and (self.ready_made or self.case.spiking)
+            timed = after.graph.stage.spiking and (self.ready_made or self.own)
             if p.relation is Relation.LOSSY or not after.changed or timed:
                 continue
             for i, found in enumerate(
@@ -234,7 +235,7 @@ class _Check:
     def rounding(self) -> None:
         """Integers of the usual widths are near, if nothing is said about bits."""
         stages, said = self.compiled.stages, {d.code for d in self.compiled.diagnostics}
-        if self.case.spiking or not self.moderate or said & {*BITS} or self.compiled.options.weight_bits is not None:
+        if self.own or not self.moderate or said & {*BITS} or self.compiled.options.weight_bits is not None:
             return
         if "snn" not in stages or "int" not in stages:
             return
@@ -286,7 +287,7 @@ class _Check:
             long = self.simulate(self.inputs(N), 4 * self.steps)
         except InputError:
             return
-        if self.truth is None or self.case.spiking or self.random or any(map(_leaky, graph.nodes)):
+        if self.truth is None or self.own or self.random or any(map(_leaky, graph.nodes)):
             return
         folded = self.outputs_of("folded")
         for a, b, truth in zip(self.whole, long, folded, strict=True):
@@ -321,8 +322,8 @@ class _Check:
         too. What is converted may differ from what was traced, if something says so."""
         if self.truth is None or self.ready_made:
             return
-        own, said = self.case.spiking, {d.code for d in self.compiled.diagnostics}
-        before = self.compiled.stages["snn" if own else "folded"]
+        said = {d.code for d in self.compiled.diagnostics}
+        before = self.compiled.stages["snn" if self.own else "folded"]
         claimed = self.compiled.selfcheck
         if claimed is not None:
             given = [x[: claimed.samples] for x in self.sample]
@@ -338,7 +339,7 @@ class _Check:
             limit = SLACK * (ERROR if classes else ERROR_PLAIN)
             if (off := _off(mine, theirs)) > limit:
                 raise Wrong("silent", "simulated", f"output {i} is off by {off:.3g} of its size; said: {sorted(said)}")
-        if own or said & {*TAKEN}:
+        if self.own or said & {*TAKEN}:
             return
         for i, (folded, traced) in enumerate(zip(wanted, self.outputs_of("ann"), strict=True)):
             if (off := _off(folded, traced)) > 0.1:
@@ -349,7 +350,7 @@ class _Check:
     @property
     def moderate(self) -> bool:
         """Whether the network's numbers are of a size at which float32 holds what is claimed."""
-        if self.case.spiking:
+        if self.own:
             return self.truth is not None
         graph = self.compiled.stages["ann"]
         values = ENGINE.run(graph, *self.sample, record={n.name for n in graph.nodes})
@@ -362,7 +363,7 @@ class _Check:
         with torch.no_grad():
             reset(self.model)
             runs = [
-                _tuple(self.model(*(t.clone() for t in tensors))) for _ in range(self.steps if self.case.spiking else 1)
+                _tuple(self.model(*(t.clone() for t in tensors))) for _ in range(self.steps if self.own else 1)
             ]
         outputs = [torch.stack(values).double().mean(0).numpy() for values in zip(*runs, strict=True)]
         return outputs if all(np.isfinite(out).all() for out in outputs) else None
