@@ -362,9 +362,7 @@ class _Check:
         tensors = [torch.from_numpy(x).to(precision) for x in xs]
         with torch.no_grad():
             reset(self.model)
-            runs = [
-                _tuple(self.model(*(t.clone() for t in tensors))) for _ in range(self.steps if self.own else 1)
-            ]
+            runs = [_tuple(self.model(*(t.clone() for t in tensors))) for _ in range(self.steps if self.own else 1)]
         outputs = [torch.stack(values).double().mean(0).numpy() for values in zip(*runs, strict=True)]
         return outputs if all(np.isfinite(out).all() for out in outputs) else None
 
