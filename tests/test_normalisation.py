@@ -86,6 +86,24 @@ def test_the_cores_get_the_shift_from_the_host() -> None:
     np.testing.assert_array_equal(counts.reshape(output.shape), output)
 
 
+class Complement(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(1059)
+        self.conv = nn.Conv2d(1, 1, 1, padding=(0, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(1 - torch.relu(x))
+
+
+def test_ones_beside_spikes_of_a_core() -> None:
+    """On a speck2b, they come through a core that sees nothing else. Was read back as one without an input: SNN092."""
+    x = images()[:, :1, :4, :4]
+    model = snncc.compile(Complement().eval(), "speck2b", calibration=x, timesteps=16)
+    assert any(node.name.endswith("ones.relay") for node in model.graph.nodes)
+    assert model.verify(x[:2]) == []
+
+
 def test_the_sensor_has_no_ones() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -333,7 +333,11 @@ class _Check:
                 raise Wrong("silent", "self-check", f"it says {claimed.simulated.error:.4g} where there is {off:.4g}")
         if said & {*WARNS}:
             return
-        wanted = self.expected(before, self.xs)
+        wanted, seen = self.expected(before, self.xs), self.expected(before, self.sample)
+        steps = any(isinstance(node.op, ops.Floor | ops.QuantRelu) for node in before.nodes)
+        beyond = any(np.abs(new).max() > 1.2 * np.abs(old).max() for new, old in zip(wanted, seen, strict=True))
+        if steps or beyond:  # calibration data said nothing about the like
+            return
         for i, (mine, theirs) in enumerate(zip(self.whole, wanted, strict=True)):
             classes = mine.ndim in (2, 4) and mine.shape[1] > 1
             limit = SLACK * (ERROR if classes else ERROR_PLAIN)

@@ -483,9 +483,9 @@ def with_own_biases(config: Config) -> Config:
 
 
 def _is_bias(bias: HostBias, core: CoreConfig) -> bool:
-    """Whether every window sees one event of the host's through the taps that hold something, and no input's channels
-    come behind."""
-    if core.biases is not None or bias.first + bias.count != core.input_shape[0]:
+    """Whether every window sees one event of the host's through the taps that hold something, behind all channels of
+    inputs, of which there are some."""
+    if core.biases is not None or not bias.first or bias.first + bias.count != core.input_shape[0]:
         return False
     held = np.any(core.weights[:, bias.first : bias.first + bias.count], axis=(0, 1))
     for i, places, taken in ((0, bias.rows, held.any(axis=1)), (1, bias.columns, held.any(axis=0))):
