@@ -109,9 +109,13 @@ class FuseLinear(Pass):
 
     Attributes:
         poolings: windows, square and side by side, by which spikes can be pooled on their way, so no kernel has to.
+        largest: how many rows and columns a kernel may have, and ``strides`` what strides; None: any. An average that
+            would need more stays by itself, for it is what is too large.
     """
 
     poolings: tuple[int, ...] = (1,)
+    largest: int | None = None
+    strides: tuple[int, ...] | None = None
     name: ClassVar[str] = "fuse-linear"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     relation: ClassVar[Relation] = Relation.EXACT
@@ -318,6 +322,8 @@ class _Fusion:
             return None
         if _is_copy(form):
             return form
+        if self._averages(reads) and not all(self._held(t, form) for t in form.terms):
+            return None
         terms = align(form, self.loose if flat else set())
         if terms is None:
             sizes = ", ".join(sorted({f"`{t.wire.source}` {t.shape[1]} x {t.shape[2]}" for t in form.terms}))
@@ -334,6 +340,20 @@ class _Fusion:
             self.context.report(Diagnostic("SNN050", text, reads.loc, hint="put an activation between the layers"))
             return None
         return replace(form, terms=tuple(terms))
+
+    def _averages(self, node: Node) -> bool:
+        """Whether an average of activations, over windows side by side, is in this value."""
+        if isinstance(node.op, ops.Activation) or is_host_layout(self.graph, node):
+            return False
+        if isinstance(node.op, ops.AvgPool) and node.op.stride == node.op.kernel and node.args[0] in self.plain:
+            return node.name not in self.plain
+        return any(self._averages(producer) for producer in self.graph.producers(node))
+
+    def _held(self, term: Term, form: Form) -> bool:
+        """Whether a kernel may have the term's size and stride."""
+        small = self.options.largest is None or max(term.size) <= self.options.largest
+        strides = [s for s, m in zip(term.stride, form.shape[1:], strict=True) if m > 1]
+        return small and (self.options.strides is None or all(s in self.options.strides for s in strides))
 
     # --- the new graph ---
 

@@ -124,7 +124,7 @@ class LowerActivations(Pass):
         if isinstance(op, ops.QuantRelu):
             return self._neuron(builder, node, args, op.theta, op.shift * op.theta)
         threshold = op.threshold if isinstance(op, ops.Activation) else 1.0
-        if isinstance(op, ops.Floor) or (isinstance(op, ops.Clamp) and (op.low != 0 or op.high is None)):
+        if not is_spikes(op):
             bound = ""
             if isinstance(op, ops.Clamp):
                 bound = " without a lower bound" if op.low is None else f" with the lower bound {op.low:g}"
@@ -185,6 +185,11 @@ class LowerActivations(Pass):
         unit = high if self.encoding in ("rate", "bernoulli") and high is not None and high > 0 else 1.0
         op_encode = ops.Encode(self.encoding, unit, seed=self.seed)
         return builder.add(builder.unique(f"{node.name}.encode"), op_encode, (name,), node.loc)
+
+
+def is_spikes(op: ops.Op) -> bool:
+    """Whether spikes can stand for the operation's values, if it is an activation; of another, nothing is said."""
+    return not isinstance(op, ops.Floor) and not (isinstance(op, ops.Clamp) and (op.low != 0 or op.high is None))
 
 
 def _smallest(value: PerChannel, store: Store) -> float:

@@ -12,6 +12,7 @@ from snncc.ir import Diagnostic, Graph, Loc, Node, Param, Stage, ops
 from snncc.ir.loihi import Delta, Sigma, SigmaDelta
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.lower_activations import is_spikes
 from snncc.passes.rewrite import Builder
 
 _MOVES = (ops.Reshape, ops.Flatten, ops.Slice, ops.Pad, ops.Concat)
@@ -44,6 +45,25 @@ class LowerSigmaDelta(Pass):
         return _Lowering(graph, context).run()
 
 
+def sums_of(graph: Graph) -> dict[str, str]:
+    """The values that are sums of layers, perhaps pooled and moved about, and no activation's; with one such layer."""
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, ops.Weighted | ops.Add):
+            found[node.name] = node.name
+        elif not isinstance(node.op, ops.Activation) and (layers := [found[arg] for arg in node.args if arg in found]):
+            found[node.name] = layers[0]
+    return found
+
+
+def currents_read(graph: Graph) -> list[tuple[Node, str]]:
+    """The layers that read a sum of layers, without an activation between, and one layer of it: spikes cannot carry
+    such. A factor for each channel goes into the layers before it."""
+    known = sums_of(graph)
+    layers = (node for node in graph.nodes if isinstance(node.op, ops.Conv2d | ops.Linear))
+    return [(node, known[arg]) for node in layers for arg in node.args[:1] if arg in known]
+
+
 def _pads(op: ops.Op) -> bool:
     """Whether lower-pooling may have to pad in front of this pooling. Only messages can be padded."""
     return isinstance(op, ops.AvgPool) and (any(op.padding) or op.ceil_mode)
@@ -58,6 +78,8 @@ class _Lowering:
         self.builder = Builder(graph)
         self.currents: set[str] = set()  # values of the network that are currents, under their names
         self.messages: dict[str, str] = {}  # value of the network -> its messages
+        # Whether integrate-and-fire neurons would do.
+        self.integrates = all(is_spikes(node.op) for node in graph.nodes) and not currents_read(graph)
         self.constants: dict[str, Array] = {}  # of currents and messages: what they leave out, (1, *shape); absent: 0
 
     def run(self) -> Graph:
@@ -151,14 +173,11 @@ class _Lowering:
     # --- what cannot be ---
 
     def _refuse_activation(self, node: Node) -> None:
-        self.context.report(
-            Diagnostic(
-                "SNN030",
-                f"`{node.name}` ({node.op.mnemonic}) is an activation that sigma-delta neurons do not have",
-                node.loc,
-                hint="train with ReLU, or choose integrate-and-fire neurons",
-            )
-        )
+        text = f"`{node.name}` ({node.op.mnemonic}) is an activation that sigma-delta neurons do not have"
+        hint = "train with ReLU"
+        if self.integrates:
+            hint += ", or choose integrate-and-fire neurons, by leaving neuron='sigma-delta' out"
+        self.context.report(Diagnostic("SNN030", text, node.loc, hint=hint))
 
     def _refuse_max_pool(self, node: Node) -> None:
         self.context.report(

@@ -473,8 +473,8 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], tuple[str, in
     ),
     "stride 3": (lambda: chain(plain(1, 4, 3, stride=3), head(64)), (1, 12, 12), ("SNN051", 0, 2, 3)),
     "stride 16": (lambda: chain(plain(1, 4, 3, stride=16), head(16)), (1, 32, 32), ("SNN051", 0, 8, 16)),
-    "pooling by 3 in the kernel's stride": (
-        lambda: chain(plain(1, 4, 1), nn.AvgPool2d(3), plain(4, 4, 1), head(16)), (1, 6, 6), ("SNN051", 3, 2, 3),
+    "pooling by 3, a stride that no kernel has": (
+        lambda: chain(plain(1, 4, 1), nn.AvgPool2d(3), plain(4, 4, 1), head(16)), (1, 6, 6), ("SNN053", 2, 2, 3),
     ),
     "padding 8": (lambda: chain(plain(1, 4, 9, padding=8), head(324)), (1, 1, 1), ("SNN052", 0, 7, 8)),
     "1025 input features": (

@@ -367,10 +367,13 @@ class Reader:
             if size not in legal_sizes:
                 h, w = layer.input[1:] if which == "input" else layer.output[1:]
                 before, most = "" if which == "input" else " before pooling", legal_sizes[-1]
-                self._say(
-                    "SNN055", node, f"its {which} is {h} x {w}{before}, a core takes {most} x {most}",
-                    "use a smaller input or a larger stride", most, size, "rows or columns",
-                )  # fmt: skip
+                fold = next(n for n in (2 << i for i in range(32)) if -(-size // n) <= most)
+                hint = f"use a stride of {max(layer.stride) * fold}, or an input {fold} times smaller"
+                if which == "input":
+                    hint = f"begin with nn.AvgPool2d({fold}), which the host computes" if layer.wires[0].host else ""
+                    hint = hint or f"let the layers before it stride by {fold} more"
+                text = f"its {which} is {h} x {w}{before}, a core takes {most} x {most}"
+                self._say("SNN055", node, text, hint, most, size, "rows or columns")
         if layer.fit is None:
             self._misfit(layer)
 
@@ -383,7 +386,14 @@ class Reader:
         most, spread = chip.kernel_sizes[-1], " with its dilation" if dilated else ""
         said = len(self._found)
         if max(kh, kw) > most:
-            hint = "pool or stride more before flattening" if flat else "use a smaller kernel"
+            hint = f"use kernels that span at most {most} x {most}, with all layers up to the next activation"
+            if flat:
+                fold = next(n for n in (2 << i for i in range(32)) if max(kh, kw) // n <= most)
+                hint = f"let the layers before it stride by {fold} more"
+                if layer.wires[0].pooling * fold in chip.poolings:
+                    hint = f"pool by {fold} more before flattening, to {kh // fold} x {kw // fold}"
+            elif dilated and (k := max(node.op.weight.shape[2:])) <= most:  # type: ignore[attr-defined]
+                hint = f"use a dilation of at most {(most - 1) // (k - 1)}, or a smaller kernel"
             text = f"the {what} is {kh} x {kw}{spread}, the largest kernel {most} x {most}"
             self._say("SNN062" if dilated else "SNN050", node, text, hint, most, max(kh, kw), "rows or columns")
         for m, stride in zip(layer.output[1:], layer.stride, strict=True):
@@ -397,7 +407,8 @@ class Reader:
         for offset in layer.offset:
             if -offset not in chip.paddings and offset < 0:
                 self._say(
-                    "SNN052", node, f"padding {-offset}; the chip pads by up to {chip.paddings[-1]}", "pad less",
+                    "SNN052", node, f"padding {-offset}; the chip pads by up to {chip.paddings[-1]}",
+                    f"pad by at most {chip.paddings[-1]}",
                     chip.paddings[-1], -offset, "rows or columns",
                 )  # fmt: skip
                 break
@@ -457,15 +468,22 @@ class Reader:
         self.wires[node.name] = wires
 
     def _poolable(self, node: Node, wire: Wire, window: int) -> None:
-        pooling, legal = wire.pooling * window, self.chip.poolings
+        pooling, legal, n = wire.pooling * window, self.chip.poolings, max(wire.size)
         if wire.host or pooling in legal:
             return
-        words = ", ".join(map(str, legal))
         before = f" (after pooling {wire.pooling} already)" if wire.pooling > 1 else ""
-        self._say(
-            "SNN053", node, f"pooling {window}{before}; the chip has {words}", f"use one of {words}",
-            max((p for p in legal if p < pooling), default=1), pooling,
-        )  # fmt: skip
+        text = (
+            f"averages {window} x {window}{before}; spikes can be pooled by {', '.join(map(str, legal))} on their way, "
+        )
+        text += "and no kernel behind it has room for that"
+        most = max(p for p in legal if wire.pooling * p in legal)
+        less = [p for p in legal if 1 < p <= most and p < window and n // p <= self.chip.kernel_sizes[-1]]
+        hint = "leave it out, and let a layer in front of it stride by 2 or 4 instead"
+        if less:
+            h, w = wire.size
+            sizes = (f"by {p}, {h} x {w} to {h // p} x {w // p}" for p in reversed(less))
+            hint = f"pool less: {', or '.join(sizes)}"
+        self._say("SNN053", node, text, hint, max((p for p in legal if p < pooling), default=1), pooling)
 
     # --- the whole ---
 

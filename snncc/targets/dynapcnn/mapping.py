@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -54,10 +54,7 @@ class OnChip:
         for d in alone:
             context.report(_too_large(layers[d.name], search))
         if len(wanted) > len(taken):
-            extra = reader.layers[len(taken)]
-            text = f"`{extra.name}`: layer {len(taken) + 1} of {len(wanted)}; each takes a core of its own"
-            amounts = (len(taken), len(wanted), "cores")
-            context.report(Diagnostic("SNN059", text, extra.node.loc, Severity.ERROR, "use fewer layers", *amounts))
+            context.report(_too_many(reader.layers, len(taken)))
         if alone or len(wanted) > len(taken):
             return None
         found = search.run()
@@ -69,6 +66,23 @@ class OnChip:
     def __str__(self) -> str:
         cores = "" if self.cores is None else f" cores={','.join(map(str, self.cores))}"
         return f"{self.name}{{chip={self.chip.name}{cores}}}"  # type: ignore[attr-defined]
+
+
+def _too_many(layers: Sequence[Layer], most: int) -> Diagnostic:
+    """More layers than cores, with those that only pass spikes on."""
+    extra, over = layers[most], len(layers) - most
+    text = f"`{extra.name}`: layer {most + 1} of {len(layers)}; each takes a core of its own"
+    passing = [layer for layer in layers if isinstance(layer.node.op, ops.Slice)]
+    hint = f"use {over} fewer layer{'s' * (over > 1)}"
+    if passing:
+        names = ", ".join(f"`{layer.wires[0].source}`" for layer in passing)
+        text += (
+            f". {len(passing)} of them only pass{'es' * (len(passing) == 1)} on every n-th row and column of {names}, "
+        )
+        text += "where a branch has a stride that the branch it meets has not"
+        hint += ". Pooling by averages needs no core: in a shortcut, nn.AvgPool2d in front of a 1 x 1 convolution "
+        hint += "instead of its stride"
+    return Diagnostic("SNN059", text, extra.node.loc, Severity.ERROR, hint, most, len(layers), "cores")
 
 
 def _too_large(layer: Layer, search: Search) -> Diagnostic:

@@ -87,7 +87,7 @@ class Dynapcnn(Target):
             FoldBatchNorm(),
             SpikingOutput(),
             *([] if fold else [bias]),
-            FuseLinear(self.chip.poolings),
+            FuseLinear(self.chip.poolings, self.chip.kernel_sizes[-1], self.chip.strides),
             CheckLimits(**vars(place)),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(encoding, options.reset, v0, seed=options.seed),

@@ -13,6 +13,7 @@ from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
 from snncc.ir.loihi import SHIFT, STATE, AtrLif, CubaLif
 from snncc.ir.types import Array, Param, per_channel
 from snncc.passes.base import Context, Pass, Relation
+from snncc.passes.lower_sigma_delta import currents_read, sums_of
 from snncc.passes.rewrite import Builder, rebuild
 
 
@@ -32,9 +33,11 @@ class CheckSynapses(Pass):
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """The same graph."""
-        sums = _sums(graph)
+        only_relus = all(  # what sigma-delta neurons take
+            isinstance(node.op, ops.Relu) or not isinstance(node.op, ops.Activation | ops.Floor | ops.MaxPool)
+            for node in graph.nodes
+        )
         for node in graph.nodes:
-            layers = [sums[arg] for arg in node.args if arg in sums]
             if isinstance(node.op, ops.MaxPool):
                 text = f"`{node.name}` is max pooling, which no synapse computes"
                 hint = "train with nn.AvgPool2d, or with a convolution of stride 2"
@@ -42,26 +45,16 @@ class CheckSynapses(Pass):
             elif isinstance(node.op, ops.Pad) and node.op.value:
                 text = f"`{node.name}` pads with {node.op.value:g}; where no neuron is, nothing can be sent"
                 context.report(Diagnostic("SNN052", text, node.loc, hint="pad with 0"))
-            # A factor per channel goes into the layers before it: absorb-affine.
-            if isinstance(node.op, ops.Conv2d | ops.Linear) and layers and not self.signed:
-                text = f"no activation stands between `{node.name}` and `{layers[0]}`: spikes cannot carry its sums"
-                hint = "put a ReLU between them, merge the two layers, or choose neuron='sigma-delta'"
-                context.report(Diagnostic("SNN032", text, node.loc, hint=hint))
+        for node, layer in [] if self.signed else currents_read(graph):
+            text = f"no activation stands between `{node.name}` and `{layer}`: spikes cannot carry its sums"
+            hint = "put a ReLU between them, or merge the two layers"
+            if only_relus:
+                hint += ", or choose neuron='sigma-delta'"
+            context.report(Diagnostic("SNN032", text, node.loc, hint=hint))
         if not any(isinstance(n.op, ops.Weighted) for n in graph.nodes):
             text = "the network has no layer with weights"
             context.report(Diagnostic("SNN064", text, graph[graph.outputs[0]].loc))
         return graph
-
-
-def _sums(graph: Graph) -> dict[str, str]:
-    """The values that are sums of layers, perhaps pooled and moved about, and no activation's; with one such layer."""
-    sums: dict[str, str] = {}
-    for node in graph.nodes:
-        if isinstance(node.op, ops.Weighted | ops.Add):
-            sums[node.name] = node.name
-        elif not isinstance(node.op, ops.Activation) and (layers := [sums[arg] for arg in node.args if arg in sums]):
-            sums[node.name] = layers[0]
-    return sums
 
 
 @dataclass(frozen=True)
@@ -77,7 +70,7 @@ class SeparateCurrents(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        sums = _sums(graph)
+        sums = sums_of(graph)
 
         def own(builder: Builder, name: str, by: str, done: dict[str, str]) -> str:
             """The sum ``name`` for the activation ``by`` alone: itself, if nobody else reads anything of it."""
@@ -108,7 +101,7 @@ class AbsorbAffine(Pass):
     relation: ClassVar[Relation] = Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
-        sums = _sums(graph)
+        sums = sums_of(graph)
 
         def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
             op = node.op

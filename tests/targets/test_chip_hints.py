@@ -1,0 +1,155 @@
+"""A hint is tested by following it: the network or the options are changed as it says, and no error is left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import snncc
+from snncc.ir.diagnostics import errors
+
+Shape = tuple[int, ...]
+
+
+def conv(i: int, o: int, k: int | tuple[int, int] = 3, **options: Any) -> list[nn.Module]:
+    return [nn.Conv2d(i, o, k, **options), nn.ReLU()]
+
+
+def chain(*parts: nn.Module | list[nn.Module]) -> nn.Module:
+    return nn.Sequential(*(m for part in parts for m in (part if isinstance(part, list) else [part])))
+
+
+def head(features: int, classes: int = 10) -> list[nn.Module]:
+    return [nn.Flatten(), nn.Linear(features, classes)]
+
+
+class Block(nn.Module):
+    """A ResNet's, its shortcut with a stride, or pooled in front of its convolution."""
+
+    def __init__(self, i: int, o: int, stride: int = 1, pool: bool = False) -> None:
+        super().__init__()
+        self.c1 = nn.Conv2d(i, o, 3, stride, 1, bias=False)
+        self.c2 = nn.Conv2d(o, o, 3, 1, 1, bias=False)
+        self.n1, self.n2 = nn.BatchNorm2d(o), nn.BatchNorm2d(o)
+        self.short: nn.Module = nn.Identity()
+        if i != o:
+            self.short = nn.Conv2d(i, o, 1, 1 if pool else stride, bias=False)
+            if pool:
+                self.short = nn.Sequential(nn.AvgPool2d(stride), self.short)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.n2(self.c2(torch.relu(self.n1(self.c1(x))))) + self.short(x))
+
+
+def resnet(pool: bool) -> nn.Module:
+    blocks = Block(4, 4), Block(4, 8, 2, pool), Block(8, 8, 2, pool), Block(8, 16, 2, pool)
+    blocks = (blocks[0], blocks[1], blocks[3])
+    return chain(conv(1, 4, padding=1), *blocks, nn.AdaptiveAvgPool2d(1), head(16))
+
+
+def check(make: Callable[[], nn.Module], shape: Shape, target: str, options: dict[str, Any]) -> list[snncc.Diagnostic]:
+    torch.manual_seed(0)
+    return errors(snncc.check(make().eval(), target, example_input=torch.rand(1, *shape), **options))
+
+
+def case(
+    code: str,
+    hint: str,
+    shape: Shape,
+    before: Callable[[], nn.Module],
+    after: Callable[[], nn.Module] | None = None,
+    target: str = "speck2f",
+    options: dict[str, Any] | None = None,
+    followed: dict[str, Any] | None = None,
+) -> Any:
+    return code, hint, shape, before, after or before, target, options or {}, followed or {}
+
+
+HINTS = {
+    "an average that no kernel holds": case(
+        "SNN053", "pool less: by 4, 28 x 28 to 7 x 7, or by 2, 28 x 28 to 14 x 14", (1, 28, 28),
+        lambda: chain(conv(1, 4, padding=1), nn.AdaptiveAvgPool2d(4), head(64)),
+        lambda: chain(conv(1, 4, padding=1), nn.AdaptiveAvgPool2d(7), head(4 * 49)),
+    ),
+    "an average in front of a convolution": case(
+        "SNN053", "by 4, 28 x 28 to 7 x 7", (1, 28, 28),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d(7), conv(4, 4, padding=1), head(64)),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d(4), conv(4, 4, padding=1), head(4 * 49)),
+    ),
+    "a second average": case(
+        "SNN053", "leave it out, and let a layer in front of it stride by 2 or 4", (1, 40, 40),
+        lambda: chain(conv(1, 4, 1), nn.AvgPool2d(4), nn.AvgPool2d(5), conv(4, 4, 1), head(16)),
+        lambda: chain(conv(1, 4, 1, stride=4), nn.AvgPool2d(4), conv(4, 4, 1), head(16)),
+    ),
+    "a map too large for a linear layer": case(
+        "SNN050", "pool by 2 more before flattening, to 14 x 14", (1, 28, 28),
+        lambda: chain(conv(1, 2, padding=1), head(2 * 784)),
+        lambda: chain(conv(1, 2, padding=1), nn.AvgPool2d(2), head(2 * 196)),
+    ),
+    "a pooled map too large for a linear layer": case(
+        "SNN050", "pool by 2 more before flattening, to 10 x 10", (1, 40, 40),
+        lambda: chain(conv(1, 2, padding=1), nn.AvgPool2d(2), head(2 * 400)),
+        lambda: chain(conv(1, 2, padding=1), nn.AvgPool2d(2), nn.AvgPool2d(2), head(2 * 100)),
+    ),
+    "two convolutions as one": case(
+        "SNN050", "kernels that span at most 16 x 16, with all layers up to the next activation", (1, 24, 24),
+        lambda: chain(nn.Conv2d(1, 2, 9), conv(2, 2, 9), head(128)),
+        lambda: chain(nn.Conv2d(1, 2, 9), conv(2, 2, 8), head(162)),
+    ),
+    "dilation": case(
+        "SNN062", "a dilation of at most 7", (1, 40, 40),
+        lambda: chain(conv(1, 2, 3, dilation=8, stride=2), head(288)),
+        lambda: chain(conv(1, 2, 3, dilation=7, stride=2), head(338)),
+    ),
+    "padding": case(
+        "SNN052", "pad by at most 7", (1, 4, 4),
+        lambda: chain(conv(1, 2, 9, padding=8), head(288)),
+        lambda: chain(conv(1, 2, 9, padding=7), head(200)),
+    ),
+    "a large input": case(
+        "SNN055", "begin with nn.AvgPool2d(2), which the host computes", (1, 160, 160),
+        lambda: chain(conv(1, 2, 3, stride=8), nn.AvgPool2d(2), head(200)),
+        lambda: chain(nn.AvgPool2d(2), conv(1, 2, 3, stride=8), head(200)),
+    ),
+    "a large output": case(
+        "SNN055", "a stride of 2", (1, 100, 100),
+        lambda: chain(conv(1, 2, 3), conv(2, 2, 3, stride=8), head(288)),
+        lambda: chain(conv(1, 2, 3, stride=2), conv(2, 2, 3, stride=8), head(72)),
+    ),
+    "shortcuts with a stride": case(
+        "SNN059", "nn.AvgPool2d in front of a 1 x 1 convolution", (1, 16, 16),
+        lambda: resnet(pool=False), lambda: resnet(pool=True),
+    ),
+    "no activation between, a ReLU6": case(
+        "SNN032", "put a ReLU between them, or merge the two layers$", (1, 8, 8),
+        lambda: chain(nn.Conv2d(1, 2, 3), nn.ReLU6(), nn.Conv2d(2, 2, 1), conv(2, 2)),
+        lambda: chain(nn.Conv2d(1, 2, 3), nn.ReLU6(), conv(2, 2, 1), conv(2, 2)), "lava",
+    ),
+    "no activation between, ReLUs only": case(
+        "SNN032", "or choose neuron='sigma-delta'", (1, 8, 8),
+        lambda: chain(conv(1, 2), nn.Conv2d(2, 2, 1), conv(2, 2)), None, "lava", {}, {"neuron": "sigma-delta"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_a_hint_that_is_followed_leaves_no_error(name: str) -> None:
+    code, hint, shape, before, after, target, options, followed = HINTS[name]
+    found = check(before, shape, target, options)
+    assert {d.code for d in found} == {code}
+    assert all(f"{d.hint}$".endswith(hint) if hint.endswith("$") else hint in d.hint for d in found), found[0].hint
+    assert not check(after, shape, target, followed or options)
+
+
+@pytest.mark.parametrize("between", [[], [nn.ReLU()]])
+def test_an_activation_that_messages_cannot_carry(between: list[nn.Module]) -> None:
+    """Integrate-and-fire neurons are named only where they would do."""
+    model = chain(nn.Conv2d(1, 2, 3), nn.ReLU6(), nn.Conv2d(2, 2, 1), between, conv(2, 2)).eval()
+    x = torch.rand(4, 1, 8, 8)
+    (found,) = errors(snncc.check(model, "lava", calibration=x, neuron="sigma-delta"))
+    assert found.code == "SNN030" and ("integrate-and-fire" in found.hint) == bool(between)
+    assert bool(errors(snncc.check(model, "lava", example_input=x))) == (not between)
