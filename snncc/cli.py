@@ -1,6 +1,7 @@
 """The command line. It answers at once: everything that takes long to import is imported by the command that needs it.
 
-Exit status: 0 done, 1 the compiler or a vendor's tool said no, 2 wrong usage.
+Exit status: 0 done; 1 no: a network that does not fit, a file that cannot be read, a vendor's tool that refuses;
+2 wrong usage: a command, option, name or value that there is not.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snncc.compilation import Compilation
     from snncc.compiled import CompiledModel
+    from snncc.ir import Diagnostic
     from snncc.ir.types import Array
 
 
@@ -25,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else map(str, arguments))
     name = next((word for word in given if not word.startswith("-")), None)
     if name is not None and name not in commands:
-        parser.error(_no_such("command", name, commands))
+        parser.error(_no_such("command", name, list(commands)))
     options, strange = parser.parse_known_args(given)
     if strange:
         sub = commands.get(name or "", parser)
@@ -50,15 +52,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from snncc.console import console, print_diagnostics
 
         print_diagnostics(error.diagnostics, console(stderr=True))
-    return 1
+    return _status(error.diagnostics)
 
 
-def _no_such(what: str, word: str, known: Iterable[str]) -> str:
+def _status(found: Iterable[Diagnostic]) -> int:
+    """The exit status for what was found."""
+    from snncc.ir.diagnostics import errors
+
+    codes = {d.code for d in errors(found)}
+    return 0 if not codes else 2 if codes <= USAGE else 1
+
+
+class _Version(argparse.Action):
+    """Read only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"snncc {version('snncc')}")
+        parser.exit()
+
+
+def _no_such(what: str, word: str, known: Sequence[str]) -> str:
     """What wrong usage is told, with what was probably meant."""
-    from snncc.ir.diagnostics import meant
+    from difflib import get_close_matches
 
-    near = meant(word.partition("=")[0], known)
-    return f"there is no {what} {word!r}" + (f"; did you mean {near!r}?" if near else "")
+    near = get_close_matches(word.partition("=")[0], known, 1)
+    return f"there is no {what} {word!r}" + (f"; did you mean {near[0]!r}?" if near else "")
 
 
 def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
@@ -66,13 +86,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     from snncc.sdk import ENVIRONMENTS
 
     parser = argparse.ArgumentParser(
-        prog="snncc", description="Compiles trained PyTorch networks for neuromorphic hardware."
+        prog="snncc",
+        description="Compiles trained PyTorch networks for neuromorphic hardware.",
+        epilog="exit status: 0 done, 1 the compiler, a file or a vendor's tool says no, 2 wrong usage",
     )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
-    def command(name: str, run: Any, summary: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=summary, description=summary)
+    def command(name: str, run: Any, summary: str, takes: str = "MODEL") -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=summary, description=summary, usage=f"snncc {name} [OPTIONS] {takes}".strip()
+        )
         sub.set_defaults(command=run)
         sub.add_argument("--json", action="store_true", help="answer as JSON on standard output")
         return sub
@@ -83,19 +108,18 @@ def _parser() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     sub.add_argument("--no-explorer", action="store_true", help="without explorer.html, which holds your source's text")
     sub = command("check", _check, "Say everything that stands in the way of a target; write nothing.")
     _model_arguments(sub)
-    sub = command("targets", _targets, "List the targets, or one target's limits.")
-    sub.add_argument("target", nargs="?", help="a target")
-    sub = command("simulate", _simulate, "Run a written folder in the target's arithmetic.")
-    sub.add_argument("folder", type=Path)
+    sub = command("targets", _targets, "List the targets, or one target's limits.", "[TARGET]")
+    sub.add_argument("target", nargs="?", help="a target, for its limits")
+    sub = command("simulate", _simulate, "Run a written folder in the target's arithmetic.", "FOLDER --input FILE")
+    sub.add_argument("folder", type=Path, help="what `snncc compile` wrote")
     sub.add_argument("--input", type=Path, required=True, help=".npy or .npz, (N, *shape)")
     sub.add_argument("--labels", type=Path, help=".npy or .npz with classes (N,): prints the accuracy")
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
     sub.add_argument("--order", help="event by event, on chips that work so: depth-first or breadth-first")
     sub.add_argument("-o", "--output", type=Path, help=".npz to write: `output` (N, classes), and spike counts")
-    sub = command(
-        "run", _run, "Validate a written folder with the vendor's runtime or, with --input, run it there or on a board."
-    )
-    sub.add_argument("folder", type=Path)
+    words = "Validate a written folder with the vendor's runtime or, with --input, run it there or on a board."
+    sub = command("run", _run, words, "FOLDER")
+    sub.add_argument("folder", type=Path, help="what `snncc compile` wrote")
     sub.add_argument("--input", type=Path, help=".npy or .npz, (N, *shape): run")
     sub.add_argument("--timesteps", type=int, help="default: what the network was compiled for")
     sub.add_argument("--timestep-us", type=int, help="length of a time step on the board (1000)")
@@ -138,18 +162,18 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--weights", type=Path, help=".safetensors with the model's state_dict")
     sub.add_argument("--input-shape", metavar="C,H,W", help="without the batch axis; default: the calibration data's")
     sub.add_argument("--calibration", type=Path, help=".npy or .npz of typical inputs (N, *shape)")
-    sub.add_argument("--timesteps", type=int)
+    sub.add_argument("--timesteps", type=int, help="T that the result is meant for (32)")
     sub.add_argument("--bias", help="error, warn (default), keep, strip or fold")
     sub.add_argument("--encoding", help="constant, rate, bernoulli or spikes; default: the target's")
     sub.add_argument("--reset", help="subtract (default) or zero")
     sub.add_argument("--threshold", help="mse (default), percentile or max")
-    sub.add_argument("--percentile", type=float)
+    sub.add_argument("--percentile", type=float, help="of --threshold percentile (99.9)")
     sub.add_argument("--per", help="thresholds per channel (default) or layer")
     sub.add_argument("--v0", type=float, help="initial potential in thresholds; default: the target's")
     sub.add_argument("--neuron", help="if (default) or sigma-delta, where a target has both")
     sub.add_argument("--form", help="of the emitted program, where a target has several; default: what fits")
-    sub.add_argument("--weight-bits", type=int)
-    sub.add_argument("--seed", type=int)
+    sub.add_argument("--weight-bits", type=int, help="width of weights; default: the target's")
+    sub.add_argument("--seed", type=int, help="of --encoding bernoulli (0)")
     sub.add_argument("--monitor", type=_names, help="layers whose spikes the chip reports, names with commas between")
     sub.add_argument("--cores", type=_numbers, help="cores that may be taken, numbers with commas between")
     sub.add_argument("--sensor", help="the chip's pixels as the input: auto, or words such as `pooling=2 mirror-x`")
@@ -181,6 +205,10 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers") from None
 
 
+# What is wrong is how it was called: options, names and values.
+USAGE = {
+    "SNN070", "SNN078", "SNN079", "SNN082", "SNN083", "SNN084", "SNN085", "SNN086", "SNN087", "SNN089", "SNN100",
+}  # fmt: skip
 OPTIONS = (
     "timesteps", "bias", "encoding", "reset", "threshold", "percentile", "per", "v0", "neuron", "form",
     "weight_bits", "seed", "monitor", "cores", "sensor", "readout", "batch", "oversize", "selfcheck",
@@ -212,22 +240,21 @@ def _compile(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from snncc.api import check
     from snncc.console import console, fits_table, print_diagnostics
-    from snncc.ir.diagnostics import errors
     from snncc.targets import find
 
     model, arguments = _model(options)
     found = check(model, options.target, **arguments)
-    failed = bool(errors(found))
+    failed = _status(found)
     if options.json:
         _say({"ok": not failed, "diagnostics": [d.to_json() for d in found], "layers": found.layers})
-        return int(failed)
+        return failed
     print_diagnostics(found, console(stderr=True))
     if found.layers:
         console().print(fits_table(found.layers, find(options.target)))
     if not failed:
         more = "" if options.calibration else " (as far as that can be told without calibration data)"
         print(f"nothing stands in the way of {options.target}{more}")
-    return int(failed)
+    return failed
 
 
 def _targets(options: argparse.Namespace) -> int:

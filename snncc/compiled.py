@@ -310,7 +310,7 @@ class CompiledModel(Compilation):
         for name in asked:
             if name not in flags or name == "timesteps":
                 raise unknown("SNN079", "option", name, flags, f"of {self.target.name}'s runner")
-        self._runner()  # that there is one is said before anything about the input
+        self._runner(python)  # that there is one is said before anything about the input
         steps = self.options.timesteps if timesteps is None else timesteps
         arrays = {f"x{i}": coded for i, coded in enumerate(self._encoded(as_arrays(x), steps))}
         with tempfile.TemporaryDirectory() as name:
@@ -340,18 +340,7 @@ class CompiledModel(Compilation):
 
     def _emitted(self, folder: Path, python: str | Path | None, *arguments: str) -> str:
         """Write the target's files and run its runner; what it printed."""
-        files, names = self._runner()
-        try:
-            found = (sdk.find(name, python) for name in names)
-            interpreter = next((path for path in found if path is not None), None)
-        except sdk.SdkError as error:
-            raise input_error("SNN080", str(error)) from None
-        if interpreter is None:
-            raise input_error(
-                "SNN080",
-                f"no environment with {' or '.join(names)} was found",
-                f"`make sdk` or `python -m snncc.sdk build {names[0]}` builds it; or name an interpreter that has it",
-            )
+        files, names, interpreter = self._runner(python)
         _write_files(folder, files)
         line = [str(interpreter), "run.py", *arguments]
         try:
@@ -366,12 +355,28 @@ class CompiledModel(Compilation):
             raise input_error("SNN081", f"{names[0]}: {last}")
         return done.stdout
 
-    def _runner(self) -> tuple[dict[str, str | bytes], tuple[str, ...]]:
-        """The target's files with their run.py, and the environments that it can use."""
-        files, names = self._files, self.target.environments(self.graph, self.options)
+    def _runner(self, python: str | Path | None) -> tuple[dict[str, str | bytes], tuple[str, ...], Path]:
+        """The target's files with their run.py, the environments that it can use, and the interpreter of one."""
+        names = self.target.environments(self.graph, self.options)
+        try:
+            found = (sdk.find(name, python) for name in names)
+            interpreter = next((path for path in found if path is not None), None)
+        except sdk.SdkError as error:
+            raise input_error("SNN080", str(error)) from None
+        built = [sdk.ENVIRONMENTS[name].python for name in names]
+        if (lacks := self.target.lacks()) and interpreter in (None, *built):
+            hint = "name an interpreter whose SDK does: python=..., or --python; simulate needs none"
+            raise input_error("SNN080", lacks, hint)
+        files = self._files
         if "run.py" not in files or not names:
             raise input_error("SNN080", f"target {self.target.name} has no vendor runtime; use simulate")
-        return files, names
+        if interpreter is None:
+            raise input_error(
+                "SNN080",
+                f"no environment with {' or '.join(names)} was found",
+                f"`make sdk` or `python -m snncc.sdk build {names[0]}` builds it; or name an interpreter that has it",
+            )
+        return files, names, interpreter
 
     @property
     def _files(self) -> dict[str, str | bytes]:
@@ -504,13 +509,13 @@ class CompiledModel(Compilation):
         return final
 
     def _write(self, folder: Path, all_weights: bool) -> None:
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         for i, record in enumerate(self.records):
             text = print_graph(record.graph, banner=record.label)
             (folder / STAGES / f"{i:03}_{_pass_name(record.label)}.mlir").write_text(text, encoding="utf-8")
         wanted = [r.graph for r in self.records] if all_weights else [self.graph]
-        save_file(_tensors(wanted), folder / WEIGHTS)
+        (folder / WEIGHTS).write_bytes(save(_tensors(wanted)))  # its own file would be its owner's alone
         _write_files(folder, self._files)
 
     def last_stage(self) -> dict[str, str | bytes]:

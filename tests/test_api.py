@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib
 import json
+import os
 import re
 import subprocess
 import sys
@@ -482,6 +483,16 @@ def test_no_vendor_runtime() -> None:
         with pytest.raises(InputError, match="has no vendor runtime") as caught:
             run()
         assert codes(caught) == ["SNN080"]
+
+
+@pytest.mark.parametrize("target", ["speck2b", "lava"])
+def test_saved_files_have_one_mode(tmp_path: Path, target: str) -> None:
+    model, before = small(target=target, timesteps=2, selfcheck=False), os.umask(0o027)
+    try:
+        folder = model.save(tmp_path / "net")
+    finally:
+        os.umask(before)
+    assert {(p.is_dir(), p.stat().st_mode & 0o777) for p in folder.rglob("*")} == {(True, 0o750), (False, 0o640)}
 
 
 def test_no_vendor_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

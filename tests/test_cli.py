@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from zoo import build, example_input
 
 import snncc
-from snncc.cli import main
+from snncc.cli import USAGE, _parser, main
 from snncc.console import console, core_table, limits_view, report_table
 from snncc.ir import parse
 
@@ -123,11 +123,12 @@ def ask(capsys: Captured, *arguments: object) -> tuple[int, Any]:
 def fails(capsys: Captured, *arguments: object) -> str:
     """What is said of wrong arguments: in words and, with --json, as data of the same codes."""
     status, out, err = run(capsys, *arguments)
-    assert (status, out) == (1, "")
+    assert (status, out) in ((1, ""), (2, ""))
     assert "Traceback" not in err and err.rstrip().endswith("error")
-    status, answer = ask(capsys, *arguments)
-    assert status == 1 and answer["ok"] is False
+    again, answer = ask(capsys, *arguments)
+    assert again == status and answer["ok"] is False
     (found,) = answer["diagnostics"]
+    assert status == (2 if found["code"] in USAGE else 1)
     assert err.startswith(f"error[{found['code']}]: {found['message'].splitlines()[0]}")
     return f"{found['code']} {err}"
 
@@ -362,9 +363,9 @@ def test_dump_for_other_viewers(capsys: Captured, built: Path) -> None:
     assert status == 0 and out.startswith("digraph") and out.count("digraph") == 1 and '"conv" ->' in out
     for more in ("--json", "--diff", "--no-loc"):
         status, out, err = run(capsys, "dump", built, "--format", "dot", more)
-        assert status == 1 and "--format dot takes no" in out + err
+        assert status == 2 and "--format dot takes no" in out + err
     status, _, err = run(capsys, "dump", built, "--format", "model-explorer", "--after", "trace")
-    assert status == 1 and "error[SNN083]" in err and "leave out --after" in err
+    assert status == 2 and "error[SNN083]" in err and "leave out --after" in err
 
 
 def test_a_folder_has_its_page(capsys: Captured, built: Path, tmp_path: Path) -> None:
@@ -607,3 +608,40 @@ def test_what_was_meant(capsys: Captured, words: list[str], said: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(words)
     assert said in capsys.readouterr().err
+
+
+def test_every_option_has_words() -> None:
+    parser, commands = _parser()
+    actions = [(name, action) for name, sub in {"": parser, **commands}.items() for action in sub._actions]
+    assert [(name, a.dest) for name, a in actions if not a.help and a.option_strings] == []
+    assert [(name, a.dest) for name, a in actions if not a.help and name] == []
+    assert len(actions) > 100
+
+
+def test_version(capsys: Captured) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"snncc {snncc.__version__}\n"
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compile", "--help"], ["--version"], ["chek"]])
+def test_what_needs_no_network_answers_at_once(words: list[str]) -> None:
+    code = (
+        "import atexit, sys, time\n"
+        "heavy = ('torch', 'numpy', 'rich', 'networkx')\n"
+        "atexit.register(lambda: print([m for m in heavy if m in sys.modules], time.process_time() < 0.3))\n"
+        f"from snncc.cli import main\nmain({words})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "[] True", done.stderr
+
+
+@pytest.mark.usefixtures("no_sdk")
+def test_a_chip_that_samna_does_not_know(capsys: Captured, tmp_path: Path) -> None:
+    """That is said first: not that samna is missing, and not after the input was read."""
+    assert run(capsys, *COMPILE[:-1], tmp_path / "b", "--target", "speck2f")[0] == 0
+    for more in ([], ["--input", "x.npy"]):
+        said = fails(capsys, "run", tmp_path / "b", *more)
+        assert "samna 0.7.1.0, which `make sdk` builds, does not know speck2f" in said
+    assert "no Python for samna at" in fails(capsys, "run", tmp_path / "b", "--python", "nowhere")
+    assert "samna is not installed" in fails(capsys, "run", tmp_path / "b", "--python", sys.executable)

@@ -278,6 +278,10 @@ class Target(ABC):
         """The vendor environments (:mod:`snncc.sdk`) that the runner can use, the preferred first; none: no runner."""
         return ()
 
+    def lacks(self) -> str:
+        """Why the environments that ``make sdk`` builds cannot run what is written, if they cannot; empty: they can."""
+        return ""
+
     def simulate_events(
         self, graph: Graph, options: Options, xs: Sequence[Array], order: str, record: Sequence[str]
     ) -> Events:

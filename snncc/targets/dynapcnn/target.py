@@ -113,6 +113,10 @@ class Dynapcnn(Target):
         """Samna's."""
         return ("samna",)
 
+    def lacks(self) -> str:
+        """The samna on the registry is from before some chips."""
+        return "" if self.chip.validated else f"samna 0.7.1.0, which `make sdk` builds, does not know {self.name}"
+
     def config(self, graph: Graph, options: Options) -> Config:
         """The configuration of a mapped graph.
 
