@@ -186,6 +186,7 @@ class _Check:
         self.steps: int = compiled.options.timesteps
         encodes = [n.op for n in compiled.graph.nodes if isinstance(n.op, ops.Encode)]
         self.own = any(isinstance(n.op, ops.Lif) for n in compiled.stages["ann"].live().nodes)  # spiking neurons
+        self.constant = all(op.method == "constant" for op in encodes)
         self.ready_made = any(op.method == "spikes" for op in encodes)
         self.random = any(op.method == "bernoulli" for op in encodes)
         # Fresh samples, if calibration has seen enough to expect them, and the encoding can express them.
@@ -204,7 +205,7 @@ class _Check:
     def network(self) -> None:
         """The traced network is the model, on other samples than those that it was traced with."""
         self.truth = self.by_torch(self.xs)
-        if self.truth is None or (self.ready_made and self.own):
+        if self.truth is None or (self.own and not self.constant):
             return
         if self.own:  # a last bit may decide about a spike
             got, limit = self.outputs_of("snn"), 0.1

@@ -146,14 +146,15 @@ class Case:
         return space["model"]
 
 
+BATCH = 13
 OBJECTS = ("nn.", "IFNode(", "LIFNode(")
 
 
 class Draft:
-    """Runs steps one by one, with a batch of two."""
+    """Runs steps one by one, with a batch whose size nothing else has: what takes it for another axis fails."""
 
     def __init__(self, inputs: Sequence[tuple[int, ...]], seed: int) -> None:
-        self.values: list[Tensor] = [torch.rand(2, *shape) for shape in inputs]
+        self.values: list[Tensor] = [torch.rand(BATCH, *shape) for shape in inputs]
         self.owned: dict[str, str] = {}  # what is kept, by name, with sizes as numbers
         self.modules: dict[str, Any] = {}
         self.sizes: dict[Step, tuple[int, ...]] = {}
@@ -177,7 +178,7 @@ class Draft:
         try:
             space = {**NAMES, "self": _Namespace(self.modules), **{f"a{i}": x for i, x in enumerate(operands)}}
             value = eval(self.written(step, [f"a{i}" for i in range(len(operands))]), space)  # noqa: S307 (our own text)
-            if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != 2:
+            if not isinstance(value, Tensor) or value.dim() < 2 or len(value) != BATCH:
                 raise ValueError("not a value of a sample each")
         except Exception:
             if fresh:
