@@ -13,9 +13,9 @@ any of them. There, the smallest threshold is exact, the others are rounded to t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, isclose, prod
+from math import ceil, inf, isclose, log2, prod
 from typing import ClassVar
 
 import networkx as nx
@@ -140,14 +140,19 @@ def _joins(graph: Graph, reader: Node, name: str, apart: set[str]) -> bool:
 def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
     """Give every operand of a sum or a neuron that has a unit of its own (such as the spikes of a shortcut) a weight of
     one: an ``affine``, which quantization then scales to the group's unit. The sums ``apart`` give one to operands that
-    others read, or that may pool such, too."""
+    others read, or that may pool such, too.
+
+    Spikes that are concatenated with currents get one as well. A spike is the integer 1, a current many units: a layer
+    that reads both could have one scale of weights only, and those of its currents would be left without bits."""
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        if not isinstance(node.op, ops.Add | ops.If | ops.Lif | SigmaDelta):
+        spikes = [graph[arg].type.domain is Domain.SPIKE for arg in node.args]
+        mixed = isinstance(node.op, ops.Concat) and any(spikes) and not all(spikes)
+        if not mixed and not isinstance(node.op, ops.Add | ops.If | ops.Lif | SigmaDelta):
             return None
         scaled = []
-        for old, new in zip(node.args, args, strict=True):
-            if _joins(graph, node, old, apart):
+        for old, new, spike in zip(node.args, args, spikes, strict=True):
+            if not spike if mixed else _joins(graph, node, old, apart):
                 scaled.append(new)
                 continue
             one = builder.store.put("one", np.ones(builder.type(new).shape[0], np.float32))
@@ -274,14 +279,11 @@ class Lowering:
         would fall below ``min_bits``, those thresholds are raised instead."""
         o = self.options
         shape = group.members[0].type.shape
-        weights, biases, kept = self._demands(group, shape[0])
-        thetas, states = [], np.zeros(shape[0])
+        weights, biases, kept = self._demands(group, shape[0], group.members)
+        thetas, states = self._thetas(group, shape[0]), np.zeros(shape[0])
         for node in group.neurons:
-            assert isinstance(node.op, ops.If | ops.Lif)
-            factor = group.factor[node.args[0]]
-            thetas.append(np.broadcast_to(self._array(node.op.threshold) / factor, shape[0]))
             if isinstance(node.op, ops.If):
-                states = np.maximum(states, np.abs(self._array(node.op.v0)) / factor)
+                states = np.maximum(states, np.abs(self._array(node.op.v0)) / group.factor[node.args[0]])
         least = np.maximum(weights, states / limit(o.state_bits or o.bias_bits))
         if o.potentials is not None:
             least = np.maximum(least, self._reached(group, thetas, states))
@@ -290,10 +292,12 @@ class Lowering:
             least = np.maximum(least, np.minimum(currents / o.current_max, kept))
         least = np.maximum(least, biases / self._limit(o.bias_bits))
         if thetas:
-            most_theta = min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
+            most_theta = self._most_theta
             if o.resolution is not None:
                 weighted = [node for node in group.members if isinstance(node.op, ops.Weighted)]
-                most_theta = min(most_theta, o.resolution * int(max(self._most(node.args[0]) for node in weighted)))
+                most_theta = min(
+                    most_theta, o.resolution * max(1, *(int(self._most(node.args[0])) for node in weighted))
+                )
             least = np.maximum(least, np.max(thetas, axis=0) / (most_theta // o.threshold_step * o.threshold_step))
             theta = min(thetas, key=lambda t: float(t.min()))
             most = theta / least * (1 + 1e-12)  # a rounding must not cost a step of K
@@ -308,6 +312,7 @@ class Lowering:
             inner = not group.factor.keys() & set(self.graph.outputs)
             if (top := o.inner_max if inner else o.current_max) is not None:
                 least = np.maximum(least, np.minimum(self._sums(group, shape[0])[0] / top, kept))
+            least = self._shared(group, least, weights)
             unit = np.where(least > 0, least, least.max(initial=0.0) or 1.0)
             # A sequence of features has no channels. And where weights have exponents of their own, scores can be such
             # that they compare as they are.
@@ -315,12 +320,25 @@ class Lowering:
                 unit = np.full_like(unit, unit.max())
         return np.asarray(unit.flat[0]) if (unit == unit.flat[0]).all() else unit
 
-    def _demands(self, group: Group, channels: int) -> tuple[Array, Array, Array]:
-        """Per channel, (C,): the finest unit that lets every weight into its width, the largest real bias, and the
-        coarsest unit that leaves every layer its ``least_bits``."""
+    @property
+    def _most_theta(self) -> int:
+        o = self.options
+        return min(limit(o.threshold_bits), o.threshold_max or limit(o.threshold_bits))
+
+    def _thetas(self, group: Group, channels: int) -> list[Array]:
+        """The thresholds of each neuron that reads the group, (C,), in the group's real numbers."""
+        found = []
+        for node in group.neurons:
+            assert isinstance(node.op, ops.If | ops.Lif)
+            found.append(np.broadcast_to(self._array(node.op.threshold) / group.factor[node.args[0]], channels))
+        return found
+
+    def _demands(self, group: Group, channels: int, members: Sequence[Node]) -> tuple[Array, Array, Array]:
+        """Per channel, (C,), by members of a group: the finest unit that lets every weight into its width, the largest
+        real bias, and the coarsest unit that leaves every layer its ``least_bits``."""
         weights, biases, kept = np.zeros(channels), np.zeros(channels), np.full(channels, np.inf)
         least = self.options.least_bits
-        for node in group.members:
+        for node in members:
             if isinstance(node.op, ops.Weighted):
                 bias = np.abs(self._real_bias(node))
                 largest = np.zeros(len(bias))
@@ -336,6 +354,56 @@ class Lowering:
                 if least is not None:
                     kept = np.minimum(kept, np.where(largest > 0, largest, np.inf) / (factor * limit(least)))
         return weights, biases, kept
+
+    def _shared(self, group: Group, least: Array, finest: Array) -> Array:
+        """Per channel, (C,): the unit of a group that layers read. ``least`` is the finest for the group itself, and
+        ``finest`` what its weights alone ask. But its integers are multiplied with weights, and a threshold has to hold
+        the products: where its bits are too few for all, the group and each layer up to the neurons get an equal share.
+        """
+        width = min(self._width(node) for node in group.members if isinstance(node.op, ops.Weighted))
+        typical, lost = _median(least), 0.0
+        own = log2(limit(width) * _median(finest) / typical) if finest.any() else 0.0
+        for reader in self._readers(group) if own > 0 else ():
+            room, layers = self._room(reader, typical)
+            full = log2(limit(min(self._width(reader), self.options.significant or self._width(reader))))
+            lost = max(lost, min(full - room, (own - room) / (layers + 1), own))
+        return np.asarray(least * 2.0**lost)
+
+    def _readers(self, group: Group) -> list[Node]:
+        """The layers that read a group, directly or where it was moved, pooled or concatenated."""
+        seen, found, todo = set(group.factor), list[Node](), [*group.members]
+        while todo:
+            for user in self.graph.users[todo.pop().name]:
+                if user.name not in seen and not isinstance(user.op, NEURONS):
+                    seen.add(user.name)
+                    (found if isinstance(user.op, ops.Weighted) else todo).append(user)
+        return found
+
+    def _room(self, node: Node, unit: float) -> tuple[float, int]:
+        """The bits that are left for the weights of a layer that reads a current of this unit; where no neuron reads
+        the layer, for those of the last one up to a neuron, if the layers between have all of theirs. And how many
+        layers these are."""
+        op, group = node.op, self.groups[node.name]
+        assert isinstance(op, ops.Weighted)
+        weight = self.store[op.weight]
+        rows = np.array([np.abs(w).max(initial=0) for w in weight], np.float64) * unit / group.factor[node.name]
+        others = [n for n in group.members if n.name != node.name and not self._reads_current(n)]
+        weights, biases, _ = self._demands(group, len(rows), others)
+        biases = np.maximum(biases, np.abs(self._real_bias(node)) / group.factor[node.name])
+        step = np.maximum(weights, biases / self._limit(self.options.bias_bits))
+        if not group.neurons:
+            finest = np.maximum(step, rows / limit(self._width(node)))
+            typical = _median(finest)
+            behind = [self._room(reader, typical) for reader in self._readers(group)] if typical else []
+            room, layers = min(behind, default=(inf, 0))
+            return room, layers + 1
+        thetas = self._thetas(group, len(rows))
+        step = np.maximum(step, np.max(thetas, axis=0) / self._most_theta)
+        theta = np.min(thetas, axis=0)
+        used = (theta > 0) & (step > 0)
+        # A threshold is the same number in all channels.
+        room = rows[used] / theta[used] * (theta[used] / step[used]).min(initial=inf)
+        return (log2(_median(room)) if room.any() else inf), 1
 
     def _equal(self, group: Group, most: Array) -> float:
         """The threshold, in steps, with the smallest expected error of the rates; ``most`` (C,) is what each channel
@@ -596,6 +664,9 @@ class Lowering:
         """Beside a constant input ones are as large as its integers, so that their weights have one scale."""
         return replace(op, count=limit(self.options.input_bits)) if node.type.domain is Domain.CURRENT else op
 
+    def _reads_current(self, node: Node) -> bool:
+        return any(self.graph[arg].type.domain is Domain.CURRENT for arg in node.args)
+
     def _fixed(self, node: Node) -> bool:
         """Whether the layer gives the same in every step, as a bias does: what hardware may have one for."""
         return isinstance(self.graph[node.args[0]].op, ops.Ones)
@@ -607,6 +678,11 @@ class Lowering:
 def _along_last(node: Node) -> bool:
     """Whether this is a linear layer on values of several axes: its outputs are not the channels."""
     return isinstance(node.op, ops.Linear) and len(node.type.shape) > 1
+
+
+def _median(values: Array) -> float:
+    """Of those that are not 0; 0 if all are."""
+    return float(np.median(values[values > 0])) if values.any() else 0.0
 
 
 def _peak(source: ops.Input) -> float:

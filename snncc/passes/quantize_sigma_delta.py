@@ -134,7 +134,7 @@ class _Lowering(Lowering):
             factor = group.factor[node.args[0]]
             bias = np.abs(self._bias(node)).reshape(c, -1).max(axis=1)
             sums = np.maximum(sums, (HEADROOM * self.peaks[node.args[0]] + bias) / factor)
-        least = spread(np.maximum(self._demands(group, c)[0], sums / limit(o.sum_bits)))
+        least = spread(np.maximum(self._demands(group, c, group.members)[0], sums / limit(o.sum_bits)))
         least = np.where(least > 0, least, least[least > 0].min(initial=least.max() or 1.0))
         unit = least
         for node in group.neurons:

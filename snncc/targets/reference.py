@@ -30,6 +30,8 @@ class Reference(Target):
         bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
         hard = options.reset == "zero"
         v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
+        bits = options.weight_bits or 8
+        wide = min(32, max(16, 2 * bits))  # a threshold holds products of weights and what they read
         return [
             Canonicalize(),
             FoldBatchNorm(),
@@ -39,7 +41,7 @@ class Reference(Target):
             *([bias] if fold else []),
             LowerPooling(),
             *([CalibrateReset()] if hard else []),
-            Quantize(weight_bits=options.weight_bits or 8, scale_bits=max(16, options.weight_bits or 8)),
+            Quantize(bits, bias_bits=wide, threshold_bits=wide, scale_bits=max(16, bits)),
         ]
 
     def limits(self) -> dict[str, Any]:

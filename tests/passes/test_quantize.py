@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from passes.build import Net, agree, apply, codes, kinds, rng
@@ -1064,15 +1065,71 @@ def test_bounds_of_inner_sums_and_what_layers_keep_of_their_bits() -> None:
     n = snn(64, encoding="rate")
     n.linear(np.full((1, 64), 0.1), name="a")
     n.linear(np.array([[1.0]]), name="b")
-    n(ops.If(1.0, 0.0), name="if")
+    n(ops.If(0.5, 0.0), name="if")
 
     def inner(**options: int) -> int:
-        after = quantize(n.graph(), weight_bits=16, bias_bits=32, threshold_bits=32, **options)
+        after = quantize(n.graph(), weight_bits=15, bias_bits=32, threshold_bits=32, **options)
         return int(after.value(after["a"].op.weight).max())  # type: ignore[attr-defined]
 
-    assert inner() == limit(16)
+    assert inner() == limit(15)
     assert inner(inner_max=4096) == 64
     assert inner(inner_max=4096, least_bits=8) == 127
+
+
+def test_layers_in_a_row_share_the_bits_of_a_threshold() -> None:
+    """A threshold of 16 bits holds products of 0.1 and 1.0 up to a tenth of it: 3,276 = 57 * 57, and 15 * 15 * 15."""
+    for layers, share in (2, 57), (3, 15):
+        n = snn(1, encoding="rate")
+        for i in range(layers):
+            n.linear(np.array([[1.0 if i else 0.1]]), name=f"fc{i}")
+        n(ops.If(1.0, 0.0), name="if")
+        after = quantize(n.graph(), weight_bits=8)
+        found = [int(after.value(after[f"fc{i}"].op.weight).max()) for i in range(layers)]  # type: ignore[attr-defined]
+        assert all(abs(w - share) <= 1 for w in found)
+
+
+def beside_sums() -> Graph:
+    """A layer that reads two layers' spikes, and the sum of these."""
+    n = snn(4, encoding="rate")
+    for i in range(2):
+        n.linear(rng(i).normal(0, 1, (4, 4)), rng(i + 2).normal(0, 0.3, 4), "x.encode", name=f"fc{i}")
+        n(ops.If(1.0 + i, 0.0), name=f"if{i}")
+    n(ops.Add(), "if0", "if1", name="add")
+    n(ops.Concat(), "if0", "add", name="concat")
+    n.linear(rng(4).normal(0, 0.5, (3, 8)), name="out")
+    n(ops.If(2.0, 0.0), name="last")
+    return n.graph()
+
+
+def inverted_residual() -> Graph:
+    """Layers without an activation between blocks that have one, and a sum of two of them."""
+    n = snn(4, encoding="rate")
+    n.linear(rng(0).normal(0, 0.5, (4, 4)), name="stem")
+    n(ops.If(1.0, 0.0), name="if")
+    n.linear(rng(1).normal(0, 0.5, (2, 4)), name="project")
+    n.linear(rng(2).normal(0, 2.0, (8, 2)), rng(3).normal(0, 1, 8), name="expand")
+    n(ops.If(4.0, 0.0), name="if1")
+    n.linear(rng(4).normal(0, 0.5, (2, 8)), name="project1")
+    n(ops.Add(), "project1", "project", name="add")
+    n.linear(rng(5).normal(0, 2.0, (8, 2)), rng(6).normal(0, 1, 8), name="expand1")
+    n(ops.If(4.0, 0.0), name="if2")
+    return n.graph()
+
+
+@pytest.mark.parametrize("make", [beside_sums, inverted_residual])
+def test_more_bits_are_no_worse(make: Callable[[], Graph]) -> None:
+    """What layers read without a neuron between leaves their weights bits: the more there are, the better."""
+    graph, x = make(), rng(7).random((64, 4)) * 127 / 128
+    wanted = TorchEngine().run(graph, x)[graph.outputs[0]]
+
+    def error(bits: int, wide: int) -> float:
+        after = apply(Quantize(bits, bias_bits=wide, threshold_bits=wide, scale_bits=16), graph, Context())
+        got = TorchEngine().run(after, x, dtype=torch.float64)[after.outputs[0]]
+        return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+    narrow, wide = [error(bits, 16) for bits in (4, 6, 8, 16)], [error(bits, 2 * bits) for bits in (8, 12, 16)]
+    assert all(b < a for errors in (narrow, wide) for a, b in pairwise(errors)), (narrow, wide)
+    assert narrow[-1] < 0.1 and wide[-1] < 0.005
 
 
 @pytest.mark.parametrize("theta", [0.75, [0.75, 1.5, 0.375]])
