@@ -229,6 +229,7 @@ def _compile(options: argparse.Namespace) -> int:
         return 0
     print_diagnostics(compiled.diagnostics, console(stderr=True))
     out = console()
+    out.print()
     out.print(report_table(compiled.report, out.width))
     cores = core_table(compiled, out.width)
     if cores is not None:
@@ -248,9 +249,12 @@ def _check(options: argparse.Namespace) -> int:
     if options.json:
         _say({"ok": not failed, "diagnostics": [d.to_json() for d in found], "layers": found.layers})
         return failed
+    if found.layers:  # before the errors, which are to be seen
+        out = console()
+        out.print(fits_table(found.layers, find(options.target), out.width))
+        out.print()
+        sys.stdout.flush()
     print_diagnostics(found, console(stderr=True))
-    if found.layers:
-        console().print(fits_table(found.layers, find(options.target)))
     if not failed:
         more = "" if options.calibration else " (as far as that can be told without calibration data)"
         print(f"nothing stands in the way of {options.target}{more}")
@@ -276,6 +280,12 @@ def _simulate(options: argparse.Namespace) -> int:
 
     compiled = load(options.folder)
     x = _array(options.input)
+    labels = _array(options.labels) if options.labels else None
+    n = x.shape[x.ndim > len(compiled.graph.inputs[0].type.shape) + 1] if x.ndim else 0  # (T, N, ...) of spikes
+    if labels is not None and labels.shape != (n,):
+        from snncc.ir.diagnostics import input_error
+
+        raise input_error("SNN074", f"labels must have shape ({n},), one for each sample, got {labels.shape}")
     record = "spikes" if options.order else None  # for the comparison
     done = compiled.simulate(x, options.timesteps, record=record, progress=shown(None), order=options.order)
     answer: dict[str, Any] = {
@@ -284,12 +294,7 @@ def _simulate(options: argparse.Namespace) -> int:
         "rates": done.rates,
         "synops_per_sample": {name: float(v.mean()) for name, v in done.synops.items()},
     }
-    if options.labels:
-        labels = _array(options.labels)
-        if labels.shape != (len(done.output),):
-            from snncc.ir.diagnostics import input_error
-
-            raise input_error("SNN074", f"labels must have shape ({len(done.output)},), got {labels.shape}")
+    if labels is not None:
         answer["accuracy"] = float((done.output.argmax(axis=1) == labels).mean())
     if options.order:
         answer["step_by_step"] = apart = compiled.compare_events(x, options.timesteps, options.order, events=done)
@@ -331,13 +336,12 @@ def _output(
     if options.json:
         _say({"ok": True, **answer, "classes": output.argmax(axis=1).tolist()})
         return 0
+    if "rates" in answer:
+        from snncc.console import console, simulation_table
+
+        console().print(simulation_table(answer.pop("rates"), answer.pop("synops_per_sample")))
     for name, value in answer.items():
-        if isinstance(value, dict):
-            print(f"{name}:")
-            for key, number in value.items():
-                print(f"  {key:<30} {number:,.4g}")
-        else:
-            print(f"{name}: {value}")
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
     return 0
 
 

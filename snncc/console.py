@@ -215,8 +215,11 @@ def size_table(mapping: dict[str, Any], target: Target) -> Table:
     return table
 
 
-def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
-    """What each layer needs against what each kind of core has (``Checked.layers``)."""
+def fits_table(rows: list[dict[str, Any]], target: Target, width: int | None = None) -> Table:
+    """What each layer needs against what each kind of core has (``Checked.layers``). Where ``width`` is small, without
+    what to change and what is needed, which the errors say."""
+    sized = width is None or width >= 100
+    wide = (width is None or width >= 140) and any(row["change"] for row in rows)
     kinds: dict[tuple[int, ...], list[int]] = {}
     for i, core in enumerate(target.limits()["cores"]):
         kinds.setdefault(tuple(core.values()), []).append(i)
@@ -225,13 +228,14 @@ def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
     title = f"layers on {target.name}{_of(shown, rows, 'need')}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption_justify="left")
     table.add_column("layer", overflow="fold")
-    for name in ("kernel", "neuron", "bias"):
+    for name in ("kernel", "neuron", "bias") if sized else ():
         table.add_column(name, justify="right", no_wrap=True)
     for members in kinds.values():
         few = f"{members[0]}-{members[-1]}" if len(members) > 1 else str(members[0])
-        table.add_column(f"core{'s' * (len(members) > 1)} {few}", justify="right", no_wrap=True)
-    table.add_column("placed on", no_wrap=True)
-    table.add_column("to fit one core", overflow="fold")
+        table.add_column(f"core{'s' * (len(members) > 1)}\n{few}", justify="right", no_wrap=True)
+    table.add_column("placed\non", no_wrap=True)
+    if wide:
+        table.add_column("to fit one core", overflow="fold")
     for row in shown:
         cells = []
         for members in kinds.values():
@@ -239,9 +243,9 @@ def fits_table(rows: list[dict[str, Any]], target: Target) -> Table:
             whole, none = held == row["channels"], not held
             words = "fits" if whole else "-" if none else f"{held:,} of {row['channels']:,}"
             cells.append(Text(words, style="green" if whole else "red" if none else "yellow"))
-        needs = (f"{row[name]:,}" for name in ("kernel", "neuron", "bias"))
+        needs = (f"{row[name]:,}" for name in ("kernel", "neuron", "bias") if sized)
         placed = ", ".join(map(str, row["cores"])) or Text("-", style="red")
-        table.add_row(Text(row["layer"]), *needs, *cells, placed, row["change"])
+        table.add_row(Text(row["layer"]), *needs, *cells, placed, *([row["change"]] if wide else []))
     has = "; ".join(f"{'/'.join(map(str, m))}: {k[0]:,}, {k[1]:,}, {k[2]:,}" for k, m in kinds.items())
     table.caption = f"memories in words; cores have (kernel, neuron, bias) {has}; numbers: output channels that fit"
     return table
@@ -289,6 +293,19 @@ def partition_table(mapping: dict[str, Any], width: int | None = None) -> Table:
 
 def _layers(row: dict[str, Any]) -> str:
     return " + ".join(row["layers"]) or row["population"]
+
+
+def simulation_table(rates: dict[str, float], synops: dict[str, float]) -> Table:
+    """What a simulation did, by neurons and by layers of weights: of many, those that do most."""
+    rows = [{"layer": name, "rate": rates.get(name, 0), "synops": synops.get(name, 0)} for name in {**rates, **synops}]
+    table = Table(box=box.SIMPLE_HEAD)
+    for name in ("", "spikes per neuron and step", "synaptic operations per sample"):
+        table.add_column(name, justify="right" if name else "left", overflow="fold")
+    for row in _largest(rows, lambda r: r["synops"], lambda r: r["rate"]):
+        name = row["layer"]
+        rate, ops = (f"{rates[name]:.3f}" if name in rates else ""), (_short(synops[name]) if name in synops else "")
+        table.add_row(Text(name), rate, ops)
+    return table
 
 
 def apart_table(apart: dict[str, Any]) -> Table:

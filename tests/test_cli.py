@@ -191,7 +191,7 @@ def test_check(capsys: Captured) -> None:
     table, _, said = out.removesuffix("\n").rpartition("\n")
     assert status == 0
     assert said == "nothing stands in the way of speck2b (as far as that can be told without calibration data)"
-    assert "layers on speck2b" in table and "cores 5-6" in table and "fits" in table
+    assert "layers on speck2b" in table and "5-6" in table and "fits" in table
     assert "SNN020" in err
     status, out, _ = run(capsys, "check", "model.py:make_model", "--calibration", "x.npz", "--target", "speck2b")
     assert status == 0 and out.endswith("\nnothing stands in the way of speck2b\n")
@@ -244,7 +244,7 @@ def test_simulate(capsys: Captured, built: Path, tmp_path: Path) -> None:
     output = snncc.load(built).simulate(np.load("x.npy")).output
     accuracy = (output.argmax(1) == np.load("labels.npy")).mean()
     status, out, _ = run(capsys, "simulate", built, "--input", "x.npy", "--labels", "labels.npy")
-    assert status == 0 and "samples: 12" in out and "timesteps: 8" in out and f"accuracy: {accuracy}" in out
+    assert status == 0 and "samples: 12" in out and "timesteps: 8" in out and f"accuracy: {accuracy:.4g}" in out
     status, answer = ask(
         capsys, "simulate", built, "--input", "x.npz", "--labels", "labels.npy", "-o", tmp_path / "o.npz"
     )
@@ -257,7 +257,9 @@ def test_simulate(capsys: Captured, built: Path, tmp_path: Path) -> None:
 
 
 def test_simulate_fails(capsys: Captured, built: Path, tmp_path: Path) -> None:
-    assert "SNN074 error" in fails(capsys, "simulate", built, "--input", "x.npy", "--labels", "x.npy")
+    with pytest.MonkeyPatch.context() as patch:  # labels are looked at before anything runs
+        patch.setattr(snncc.CompiledModel, "simulate", None)
+        assert "SNN074 error" in fails(capsys, "simulate", built, "--input", "x.npy", "--labels", "x.npy")
     assert "SNN071 error" in fails(capsys, "simulate", "nowhere", "--input", "x.npy")
     assert "SNN005 error" in fails(capsys, "simulate", built, "--input", "labels.npy")
     assert "SNN070 error" in fails(capsys, "simulate", built, "--input", "x.npy", "--timesteps", "0")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
+from torch import nn
 from zoo import build, example_input
 
 import snncc
 from snncc.api import Checked
 from snncc.compiled import Report
-from snncc.console import core_table, limits_view, partition_table
-from snncc.ir import CompileError, Diagnostic
+from snncc.console import core_table, fits_table, limits_view, partition_table, simulation_table
+from snncc.ir import CompileError, Diagnostic, Loc, Source
 from snncc.targets import find
 
 
@@ -126,3 +129,26 @@ def test_a_report_of_many_layers_is_of_those_that_matter() -> None:
     names = [line.split()[0] for line in lines if line.lstrip().startswith("conv")]
     assert {"conv20", "conv77", "conv140"} <= set(names) and names == sorted(names, key=lambda name: int(name[4:]))
     assert "24,899 weights, 38,400 neurons" in " ".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 100, 140])
+def test_what_fits_a_chip_is_not_cut(width: int) -> None:
+    big = nn.Sequential(nn.Conv2d(1, 512, 4), nn.ReLU(), nn.Conv2d(512, 512, 5), nn.ReLU()).eval()
+    found = snncc.check(big, "speck2f", example_input=torch.zeros(1, 1, 12, 12))
+    shown = text(fits_table(found.layers, find("speck2f"), width), width)
+    lines = shown.splitlines()
+    assert "…" not in shown and max(map(len, lines)) <= width and len(lines) < 24
+    assert any(line.split()[0] == "conv2d_2" and "of 512" in line for line in lines if line.strip())
+    assert (("kernel" in lines[3]), ("to fit one core" in shown)) == (width >= 100, width >= 140)
+
+
+def test_a_simulation_as_a_table() -> None:
+    shown = text(simulation_table({"relu": 0.25}, {"conv": 123456.0}), 80).splitlines()
+    assert [line.split() for line in shown[3:5]] == [["relu", "0.250"], ["conv", "123", "k"]]
+
+
+def test_a_line_of_source_is_not_longer_than_a_page(tmp_path: Path) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("x" * 500)
+    said = Diagnostic("SNN001", "gelu is unknown", Loc((Source("a", str(file), 1),))).render()
+    assert f"1 | {'x' * 97}...\n" in said

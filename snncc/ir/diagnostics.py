@@ -86,7 +86,7 @@ CODES: dict[str, str] = {
 }
 
 
-LINE = 120  # characters of a diagnostic in a list
+LINE, EXCERPT = 120, 100  # characters of a diagnostic in a list, and of a line of source
 CHOICES = 20  # names that a hint lists; of more, how many there are
 
 
@@ -142,6 +142,7 @@ class Diagnostic:
             lines.append(f"{pad}--> {_plain(file)}:{line}" + (f", {module}" if module else ""))
             code = linecache.getline(file, line).rstrip()
             if code:
+                code = code if len(code) <= EXCERPT else code[: EXCERPT - 3] + "..."
                 lines += [f"{pad} |", f"{line:>{gutter}} | {code}", f"{pad} |"]
         return lines
 
@@ -261,8 +262,10 @@ def _columns(kind: list[Diagnostic]) -> tuple[str, list[tuple[str, list[str]]]]:
         same = len(set(values)) == 1
         message += (values[0] if same else "…") + after
         if not same:
-            near = re.findall(r"\w[\w-]*", re.split(r"[;:,.(]", after)[0])[:2] or re.findall(r"\w+", before)[-1:]
-            heading = "layer" if values[0].startswith("`") else " ".join(near).removesuffix(" of")
+            # What is counted stands behind the number, up to the next little word.
+            counted = re.match(r" ?(%|\w[\w-]*(?: (?!of|that|per|are|is|in|to|fit)\w[\w-]*)?)", after)
+            heading = counted.group(1) if counted else " ".join(re.findall(r"\w+", before)[-1:])
+            heading = "layer" if values[0].startswith("`") else heading
             columns.append((heading, [_plain(v).replace("`", "") for v in values]))
     if not any(heading == "layer" for heading, _ in columns) and any(s.module for d in kind for s in d.loc):
         modules = [list(dict.fromkeys(_plain(s.module) for s in d.loc if s.module)) for d in kind]

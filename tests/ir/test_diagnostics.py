@@ -34,7 +34,7 @@ def test_many_of_a_kind_are_one_table() -> None:
     assert text.splitlines() == [
         "error[SNN056]: 3 layers: needs … words of memory, … channels fit",
         " --> net.py",
-        "     layer  words     channels fit",
+        "     layer  words         channels",
         "     conv1    100     25 of its 50  line 3",
         "     conv2  2,000  500 of its 1000  line 3",
         "     fc       512   128 of its 256  line 12",
