@@ -196,9 +196,6 @@ def _own_neurons(graph: Graph, target: Target, options: Options, context: Contex
         if getattr(options, name) != getattr(plain, name):
             text = f"{name}={getattr(options, name)!r} means nothing to a network that has spiking neurons itself"
             raise input_error("SNN082", text, "leave it out: its neurons have that themselves")
-    if own and options.bias == "fold":
-        text = "bias='fold' changes where potentials start, and the network's neurons start where they were trained to"
-        raise input_error("SNN082", text, "choose bias='keep' or 'strip'")
 
 
 def _trace(model: torch.nn.Module, example_input: Any, calibration: Any, context: Context) -> Graph:

@@ -163,7 +163,7 @@ def _model_arguments(sub: argparse.ArgumentParser, folder: bool = False) -> None
     sub.add_argument("--input-shape", metavar="C,H,W", help="without the batch axis; default: the calibration data's")
     sub.add_argument("--calibration", type=Path, help=".npy or .npz of typical inputs (N, *shape)")
     sub.add_argument("--timesteps", type=int, help="T that the result is meant for (32)")
-    sub.add_argument("--bias", help="error, warn (default), keep, strip or fold")
+    sub.add_argument("--bias", help="error, warn (default), keep or strip")
     sub.add_argument("--encoding", help="constant, rate, bernoulli or spikes; default: the target's")
     sub.add_argument("--reset", help="subtract (default) or zero")
     sub.add_argument("--threshold", help="mse (default), percentile or max")

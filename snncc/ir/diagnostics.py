@@ -27,7 +27,7 @@ CODES: dict[str, str] = {
     "SNN012": "input that the encoding cannot express",
     "SNN020": "bias",
     "SNN021": "bias removed",
-    "SNN022": "bias folded into the initial potential",
+    # SNN022 is retired: biases were folded into initial potentials.
     "SNN030": "activation that no spiking neuron replaces",
     "SNN031": "pooling that the target cannot take",
     "SNN032": "operation that spikes cannot go through",

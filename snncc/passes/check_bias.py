@@ -7,12 +7,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Graph, Node, PerChannel, Severity, Stage, ops
+from snncc.ir import Diagnostic, Graph, Node, Severity, Stage, ops
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild
 
-POLICIES = ("error", "warn", "keep", "strip", "fold")
+POLICIES = ("error", "warn", "keep", "strip")
 PER_LAYER = 16  # up to how many layers the cost of each one's biases is measured
 
 
@@ -22,35 +22,28 @@ class CheckBias(Pass):
 
     Attributes:
         policy: "error" and "warn" report and change nothing; "keep" is silent; "strip" removes biases, and says what
-            that costs on the calibration data; "fold" moves them into the neurons' initial potential,
-            ``v0 + T * b``: over T steps the same charge, given at once, so no operation is left to pay for.
+            that costs on the calibration data.
         cost: whether the target pays for biases by the operation; where it does not, "warn" is no more than a note.
     """
 
     policy: str = "warn"
     cost: bool = True
     name: ClassVar[str] = "check-bias"
+    requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)  # before calibration, which must see what is left
 
     def __post_init__(self) -> None:
         if self.policy not in POLICIES:
             raise ValueError(f"unknown bias policy {self.policy!r}; known: {', '.join(POLICIES)}")
 
     @property
-    def requires(self) -> tuple[Stage, ...]:  # type: ignore[override]
-        """Folding needs neurons; everything else comes before calibration, which must see what is left."""
-        return (Stage.SNN,) if self.policy == "fold" else (Stage.FOLDED,)
-
-    @property
     def relation(self) -> Relation:  # type: ignore[override]
-        """Reporting changes nothing; stripping is a change of parameters; folding keeps the charge over T steps."""
-        return {"strip": Relation.BOUNDED, "fold": Relation.RATE}.get(self.policy, Relation.EXACT)
+        """Reporting changes nothing; stripping is a change of parameters."""
+        return Relation.BOUNDED if self.policy == "strip" else Relation.EXACT
 
     def run(self, graph: Graph, context: Context) -> Graph:
         biased = [n for n in graph.nodes if isinstance(n.op, ops.Weighted) and n.op.bias is not None]
         if not biased or self.policy == "keep":
             return graph
-        if self.policy == "fold":
-            return _fold(graph, context)
         if self.policy == "warn" and not self.cost:
             for node in biased:
                 context.report(replace(self._report(graph, node, None), severity=Severity.NOTE, hint=""))
@@ -79,9 +72,7 @@ class CheckBias(Pass):
         if self.policy == "strip":
             return Diagnostic("SNN021", f"{text}. They are removed", node.loc, Severity.WARNING)
         severity = Severity.ERROR if self.policy == "error" else Severity.WARNING
-        hint = (
-            "train with bias=False (a batch norm's shift becomes a bias, too), or choose bias='keep', 'fold' or 'strip'"
-        )
+        hint = "train with bias=False (a batch norm's shift becomes a bias, too), or choose bias='keep' or 'strip'"
         return Diagnostic("SNN020", text, node.loc, severity, hint)
 
 
@@ -115,52 +106,3 @@ def _kept_classes(before: Graph, after: list[Graph], context: Context) -> list[f
 
     wanted = classes(before)
     return [float((classes(graph) == wanted).mean()) for graph in context.progress(after, "check biases")]
-
-
-def _fold(graph: Graph, context: Context) -> Graph:
-    """Move biases into ``v0`` of the neuron that alone reads them."""
-    extra: dict[str, Array] = {}  # neuron -> charge per step and channel
-    done: set[str] = set()
-
-    def collect(node: Node) -> tuple[Array, list[str]] | None:
-        """The bias per channel that reaches ``node``'s only reader, and the layers it comes from."""
-        if len(graph.users[node.name]) > 1 or node.name in graph.outputs:
-            return None
-        if isinstance(node.op, ops.Add):
-            found = [part for part in map(collect, graph.producers(node)) if part is not None]
-            total = np.sum([part[0] for part in found], axis=0) if found else None
-            return (total, [name for part in found for name in part[1]]) if total is not None else None
-        # Of a linear layer on several axes, the bias belongs to the last one: it is not per channel.
-        per_channel = not isinstance(node.op, ops.Linear) or len(node.type.shape) == 1
-        if isinstance(node.op, ops.Weighted) and node.op.bias is not None and per_channel:
-            return graph.value(node.op.bias).astype(np.float64), [node.name]
-        return None
-
-    for node in graph.nodes:
-        if isinstance(node.op, ops.If) and (found := collect(graph[node.args[0]])) is not None:
-            extra[node.name], names = found
-            done.update(names)
-    for node in graph.nodes:
-        if isinstance(node.op, ops.Weighted) and node.op.bias is not None:
-            if node.name in done:
-                text = f"biases of `{node.name}` are given as {context.timesteps} steps' charge at the start"
-                context.report(Diagnostic("SNN022", text, node.loc, Severity.NOTE))
-            else:
-                message = f"biases of `{node.name}` reach no neuron of their own, so they cannot be folded; they stay"
-                context.report(Diagnostic("SNN020", message, node.loc, Severity.WARNING))
-
-    def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        if node.name in done:
-            assert isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine)
-            return builder.copy(node, args, replace(node.op, bias=None))
-        if node.name in extra:
-            assert isinstance(node.op, ops.If)
-            v0 = _as_array(builder, node.op.v0) + context.timesteps * extra[node.name]
-            return builder.copy(node, args, replace(node.op, v0=builder.store.put(f"{node.name}.v0", v0)))
-        return None
-
-    return rebuild(graph, visit)
-
-
-def _as_array(builder: Builder, value: PerChannel) -> Array:
-    return np.asarray(value if isinstance(value, float | int) else builder.store[value], np.float64)

@@ -25,7 +25,7 @@ class Options:
 
     Attributes:
         timesteps: T that the result is meant for.
-        bias: what to do with biases: "error", "warn", "keep", "strip" or "fold" (:mod:`snncc.passes.check_bias`).
+        bias: what to do with biases: "error", "warn", "keep" or "strip" (:mod:`snncc.passes.check_bias`).
         encoding: "constant", "rate", "bernoulli" or "spikes" (:mod:`snncc.ir.encode`); None: the target's default.
         reset: "subtract" or "zero".
         threshold: how calibration chooses thresholds: "mse", "percentile" or "max" (:mod:`snncc.passes.calibrate`).

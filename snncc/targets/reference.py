@@ -27,7 +27,6 @@ class Reference(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to the stage ``int``."""
-        bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
         hard = options.reset == "zero"
         v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
         bits = options.weight_bits or 8
@@ -35,10 +34,9 @@ class Reference(Target):
         return [
             Canonicalize(),
             FoldBatchNorm(),
-            *([] if fold else [bias]),
+            CheckBias(options.bias, cost=False),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
-            *([bias] if fold else []),
             LowerPooling(),
             *([CalibrateReset()] if hard else []),
             Quantize(bits, bias_bits=wide, threshold_bits=wide, scale_bits=max(16, bits)),

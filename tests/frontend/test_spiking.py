@@ -245,7 +245,6 @@ def test_targets_that_do_not_take_them_say_so() -> None:
     for options, word in (
         ({"reset": "zero"}, "reset='zero' means nothing"),
         ({"v0": 0.5}, "v0=0.5"),
-        ({"bias": "fold"}, "fold"),
     ):
         with pytest.raises(snncc.InputError, match=word):
             snncc.compile(own, "lynxi", calibration=x, **options)

@@ -123,7 +123,7 @@ ODD_DATA = (
 )  # fmt: skip
 # Of any target, and of one.
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "bias": ("keep", "keep", "strip", "fold", "error"),
+    "bias": ("keep", "keep", "strip", "keep", "error"),
     "reset": ("zero",),
     "threshold": ("max", "percentile"),
     "per": ("layer",),

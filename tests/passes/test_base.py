@@ -101,7 +101,7 @@ def test_text_of_a_pass_has_the_options_that_are_not_the_default() -> None:
     assert str(Calibrate()) == "calibrate"
     assert str(Calibrate("max")) == "calibrate{method=max}"
     assert str(Quantize(weight_bits=4, v_min=-8)) == "quantize{weight_bits=4 v_min=-8}"
-    assert str(CheckBias("fold")) == "check-bias{policy=fold}"
+    assert str(CheckBias("strip")) == "check-bias{policy=strip}"
     assert str(FuseLinear((1, 2, 4))) == "fuse-linear{poolings=(1, 2, 4)}"
 
 
@@ -135,8 +135,8 @@ def test_a_graph_of_another_stage_is_refused() -> None:
     graph = net()
     with pytest.raises(ValueError, match="pass quantize takes stage snn, not ann"):
         Quantize()(graph)
-    with pytest.raises(ValueError, match="takes stage snn, not ann"):
-        CheckBias("fold")(graph)
+    with pytest.raises(ValueError, match="takes stage folded, not ann"):
+        CheckBias("strip")(graph)
     with pytest.raises(ValueError, match="takes stage folded or snn, not ann"):
         QuantizeWeights()(graph)
 

@@ -97,7 +97,6 @@ PIPELINES: dict[str, list[Pass]] = {
         LowerPooling(),
         Quantize(potentials=(-(2**15), 2**15 - 1)),
     ],
-    "fold": [*HEAD, Calibrate(), LowerActivations(), CheckBias("fold"), LowerPooling(), Quantize()],
     "zero reset": [
         *HEAD,
         Calibrate(),

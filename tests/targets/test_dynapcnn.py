@@ -187,9 +187,7 @@ def test_zoo_on_the_minis(name: str) -> None:
         assert not core.leaks or core.index in (3, 4)
 
 
-@pytest.mark.parametrize(
-    "options", [{"reset": "zero"}, {"bias": "fold"}, {"bias": "strip"}, {"per": "layer"}, {"v0": 0.0}]
-)
+@pytest.mark.parametrize("options", [{"reset": "zero"}, {"bias": "strip"}, {"per": "layer"}, {"v0": 0.0}])
 @pytest.mark.parametrize("name", ["chip_bias", "chip_exits"])
 def test_zoo_with_options(name: str, options: dict[str, Any]) -> None:
     (x,) = inputs(CHIP_ZOO[name].input_shape, batch=2, seed=5)
@@ -929,14 +927,14 @@ CODES = {f"SNN0{i}" for i in (*range(50, 64), 66)}
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.integers(0, 2**32 - 1), st.sampled_from(list(CHIPS)), st.sampled_from(["keep", "strip", "fold", "warn"]))
+@given(st.integers(0, 2**32 - 1), st.sampled_from(list(CHIPS)), st.sampled_from(["keep", "strip", "warn"]))
 def test_generated_chains_compile_or_are_refused(seed: int, chip: str, bias: str) -> None:
     exact_or_refused(*chip_network(np.random.default_rng(seed)), chip, bias, seed)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
-    st.integers(0, 2**32 - 1), st.sampled_from(["dynapcnn", "speck2b", "speck2f"]), st.sampled_from(["keep", "fold"])
+    st.integers(0, 2**32 - 1), st.sampled_from(["dynapcnn", "speck2b", "speck2f"]), st.sampled_from(["keep", "strip"])
 )
 def test_generated_graphs_compile_or_are_refused(seed: int, chip: str, bias: str) -> None:
     exact_or_refused(*random_model(np.random.default_rng(seed)), chip, bias, seed)

@@ -66,7 +66,7 @@ def test_samna_takes_generated_networks(python: Path, tmp_path: Path) -> None:
         chip = VALIDATED[seed % len(VALIDATED)]
         try:
             x = example_input(shape, 4, seed)
-            models.append(snncc.compile(net, chip, calibration=x, bias="fold" if seed % 3 else "keep"))
+            models.append(snncc.compile(net, chip, calibration=x, bias="strip" if seed % 3 else "keep"))
         except snncc.CompileError:
             assert seed < 80, "too few of the generated networks are legal"
     answers = judge(python, tmp_path, models)

@@ -76,7 +76,6 @@ class Dynapcnn(Target):
         bits = options.weight_bits or 8
         if bits > 8:
             raise input_error("SNN082", f"weight_bits={bits}: the chip's weights have 8 bits", "leave it out")
-        bias, fold = CheckBias(options.bias), options.bias == "fold"
         # Half a threshold would round the rates of steps. Event by event, sums overshoot on their way, which does much
         # of that (benchmarks/dynapcnn_events.py).
         v0 = 0.125 if options.v0 is None else options.v0
@@ -86,12 +85,11 @@ class Dynapcnn(Target):
             Canonicalize(),
             FoldBatchNorm(),
             SpikingOutput(),
-            *([] if fold else [bias]),
+            CheckBias(options.bias),
             FuseLinear(self.chip.poolings, self.chip.kernel_sizes[-1], self.chip.strides),
             CheckLimits(**vars(place)),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(encoding, options.reset, v0, seed=options.seed),
-            *([bias] if fold else []),
             LowerPooling(),  # what the chip cannot pool, check-limits has said
             # What happens at the ends of 16 bits is undocumented: potentials keep away from them.
             Quantize(

@@ -72,17 +72,10 @@ class Lava(Target):
                 "form='netx' with reset='subtract': netx has no neurons that subtract their threshold",
                 "choose reset='zero', or form='process'",
             )
-        if options.neuron == "if" and options.bias == "fold" and options.reset == "zero":
-            raise input_error(
-                "SNN083",
-                "bias='fold' with reset='zero': the first spike would reset all charge that was given at the start",
-                "choose bias='keep' or 'strip', or reset='subtract'",
-            )
         if options.neuron == "sigma-delta":
             plain = Options()
             wrong = [n for n in ("reset", "threshold", "v0") if getattr(options, n) != getattr(plain, n)]
             wrong += ["encoding"] if options.encoding not in (None, "constant") else []
-            wrong += ["bias"] if options.bias == "fold" else []
             for name in wrong:
                 text = f"{name}={getattr(options, name)!r} means nothing to sigma-delta neurons"
                 raise input_error("SNN083", text, "they have no thresholds and no reset, and take constant inputs")
@@ -171,7 +164,6 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
     bits = options.weight_bits or 8
     hard = options.reset == "zero"
     v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
-    bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
     # ATRLIF's potential holds all charge so far: one spike a step must fit for all steps.
     most = LARGEST if hard else min(LARGEST // (options.timesteps + 1), 2 * THETA)
     return [
@@ -182,10 +174,9 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
         SeparateCurrents(),
         AbsorbAffine(),
         Canonicalize(),  # activations behind a concatenation go in front of it, now that nothing is between
-        *([] if fold else [bias]),
+        CheckBias(options.bias, cost=False),
         Calibrate(options.threshold, options.percentile, options.per),
         LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
-        *([bias] if fold else []),
         *([CalibrateReset()] if hard else []),
         LowerPooling(),  # what no synapse computes, check-synapses has said
         # Biases: 13 bits of mantissa with the exponent 6 count whole units, as in netx.

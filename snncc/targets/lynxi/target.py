@@ -66,17 +66,15 @@ class Lynxi(Target):
 
     def passes(self, options: Options) -> list[Pass]:
         """From the traced graph to integers that fp16 holds."""
-        bias, fold = CheckBias(options.bias, cost=False), options.bias == "fold"
         hard = options.reset == "zero"
         v0 = options.v0 if options.v0 is not None else 0.0 if hard else 0.5
         return [
             Canonicalize(),
             FoldBatchNorm(ones=False),
             CheckLimits(options.oversize),
-            *([] if fold else [bias]),
+            CheckBias(options.bias, cost=False),
             Calibrate(options.threshold, options.percentile, options.per),
             LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
-            *([bias] if fold else []),
             LowerPooling(),
             *([CalibrateReset()] if hard else []),
             Quantize(
