@@ -387,9 +387,12 @@ class Lowering:
         assert isinstance(op, ops.Weighted)
         weight = self.store[op.weight]
         rows = np.array([np.abs(w).max(initial=0) for w in weight], np.float64) * unit / group.factor[node.name]
+        bias = np.abs(self._real_bias(node)) / group.factor[node.name]
+        if _along_last(node):  # all channels share the weights
+            rows, bias = (np.full(node.type.shape[0], values.max()) for values in (rows, bias))
         others = [n for n in group.members if n.name != node.name and not self._reads_current(n)]
         weights, biases, _ = self._demands(group, len(rows), others)
-        biases = np.maximum(biases, np.abs(self._real_bias(node)) / group.factor[node.name])
+        biases = np.maximum(biases, bias)
         step = np.maximum(weights, biases / self._limit(self.options.bias_bits))
         if not group.neurons:
             finest = np.maximum(step, rows / limit(self._width(node)))
