@@ -78,7 +78,7 @@ def compile(
         seconds, memory = time.perf_counter() - begin, most_held() - held
         traced = StageRecord("trace", graph, seconds, diagnostics=tuple(context.diagnostics), memory=memory)
         _own_neurons(graph, chosen, asked, context)
-        run_pipeline(passes, graph, context, keep, traced)
+        _run(chosen, asked, passes, graph, context, keep, traced)
         losses = _selfcheck(chosen, asked, passes, records, context)
         result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample, losses)
         # What cannot be written, or is not what was simulated, is said now, not when it is saved.
@@ -87,6 +87,30 @@ def compile(
         error.compilation = _until(error, chosen, asked, passes, records, context)
         raise
     return result
+
+
+def _run(
+    target: Target,
+    options: Options,
+    passes: Sequence[Pass],
+    graph: Graph,
+    context: Context,
+    after: Callable[[StageRecord], None],
+    traced: StageRecord | None = None,
+) -> None:
+    """Run the passes; where the network does not fit, with what the target proposes.
+
+    Raises:
+        CompileError: as :func:`run_pipeline`.
+    """
+    try:
+        run_pipeline(passes, graph, context, after, traced)
+    except CompileError as error:
+        proposal = target.proposal(graph, options, errors(error.diagnostics))
+        if proposal is None:
+            raise
+        context.report(proposal)
+        raise CompileError([*error.diagnostics, proposal]) from None
 
 
 def _selfcheck(
@@ -161,7 +185,7 @@ def check(
             passes = passes[:at]
         graph = _trace(model, example_input, calibration, context)
         _own_neurons(graph, chosen, asked, context)
-        run_pipeline(passes, graph, context, records.append)
+        _run(chosen, asked, passes, graph, context, records.append)
         if calibration is not None:
             _selfcheck(chosen, asked, passes, records, context)
             chosen.files(records[-1].graph, asked)

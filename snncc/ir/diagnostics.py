@@ -40,6 +40,7 @@ CODES: dict[str, str] = {
     "SNN042": "integers beyond the target's width",
     "SNN046": "loss beyond the limit on calibration samples",
     "SNN047": "result that the calibration sample cannot run on",
+    "SNN048": "widths with which a network fits",
     "SNN050": "kernel size",
     "SNN051": "stride",
     "SNN052": "padding",
@@ -100,7 +101,8 @@ class Severity(str, Enum):
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """One finding. ``limit`` and ``found`` are numbers in ``quantity``'s unit, when the finding is about an amount."""
+    """One finding. ``limit`` and ``found`` are numbers in ``quantity``'s unit, when the finding is about an amount.
+    ``widths``: what the hint proposes, as (layer, channels now, channels proposed)."""
 
     code: str
     message: str
@@ -110,6 +112,7 @@ class Diagnostic:
     limit: float | None = None
     found: float | None = None
     quantity: str = ""
+    widths: tuple[tuple[str, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.code not in CODES:
@@ -161,7 +164,9 @@ class Diagnostic:
         return [f"{self._pad} = limit: {limit}, found {_number(self.found)} ({passed})"]
 
     def _help(self) -> list[str]:
-        return [f"{self._pad} = help: {self.hint}"] if self.hint else []
+        columns = [(name, [str(row[i]) for row in self.widths]) for i, name in enumerate(("layer", "now", "proposed"))]
+        table = _table(columns, list(range(len(self.widths)))) if self.widths else []
+        return [f"{self._pad} = help: {self.hint}", *map(_plain, table)] if self.hint else []
 
     def to_json(self) -> dict[str, Any]:
         """The diagnostic as plain data; absent fields are left out."""
@@ -175,6 +180,8 @@ class Diagnostic:
         }
         if self.limit is not None:
             data |= {"limit": self.limit, "found": self.found, "quantity": self.quantity}
+        if self.widths:
+            data["widths"] = [{"layer": layer, "now": now, "proposed": new} for layer, now, new in self.widths]
         return data
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from snncc.ir import Graph
+from snncc.ir import Diagnostic, Graph
 from snncc.ir.diagnostics import input_error, unknown, wrong_value
 from snncc.ir.ops import Encode
 from snncc.ir.types import Array
@@ -322,6 +322,15 @@ class Target(ABC):
     def fits(self, graph: Graph, options: Options) -> list[dict[str, Any]]:
         """What each layer of a network, as the limits see it, needs of the hardware, whether it fits or not."""
         return []
+
+    def proposal(self, graph: Graph, options: Options, found: Sequence[Diagnostic]) -> Diagnostic | None:
+        """What to change in a network as a whole, so that the hardware holds it; None: there is nothing to say.
+
+        Args:
+            graph: the network as it was traced.
+            found: the errors.
+        """
+        return None
 
     def usage(self, graph: Graph, options: Options) -> dict[str, dict[str, Any]]:
         """What nodes take of the hardware, for the report: by the name of the node that stands for the layer."""

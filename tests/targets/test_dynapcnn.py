@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache, partial
 from typing import Any
 
@@ -542,8 +542,13 @@ def assert_says(found: Diagnostic, code: str, module: str, limit: int | None, am
         assert f"limit: {limit:,}" in text and f"found {amount:,}" in text
 
 
+def told(found: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """The errors, without the widths that are proposed then: test_chip_hints.py has those."""
+    return [d for d in errors(found) if d.code != "SNN048"]
+
+
 def refused(model: nn.Module, *shapes: tuple[int, ...], chip: str = "speck2b", **options: Any) -> list[Diagnostic]:
-    return errors(snncc.check(model.eval(), chip, example_input=inputs(*shapes)[0], **options))
+    return told(snncc.check(model.eval(), chip, example_input=inputs(*shapes)[0], **options))
 
 
 @pytest.mark.parametrize("what", REFUSED)
@@ -658,7 +663,7 @@ def test_placement_conflict_names_what_conflicts() -> None:
     assert found.message == ("no placement exists: `layers.2`, `layers.6`, `layers.10` all need one of cores 5, 6")
     with pytest.raises(CompileError) as caught:
         snncc.compile(net.eval(), "speck2b", calibration=example_input((1, 6, 6), 4))
-    assert [d.code for d in errors(caught.value.diagnostics)] == ["SNN060"]
+    assert [d.code for d in told(caught.value.diagnostics)] == ["SNN060"]
     assert not refused(chain(small(), large(), small(), large(), head(16)), (1, 6, 6))
 
 
@@ -794,7 +799,7 @@ def test_only_the_cores_that_may_be_taken() -> None:
     (x,) = inputs((1, 8, 8))
     model = snncc.compile(build("chip_small"), "speck2b", calibration=x, bias="keep", cores=(7, 2))
     assert sorted(core.index for core in check_exact(model, x).cores) == [2, 7]
-    (found,) = errors(snncc.check(build("chip_small"), "speck2b", example_input=x, cores=(7,)))
+    (found,) = told(snncc.check(build("chip_small"), "speck2b", example_input=x, cores=(7,)))
     assert (found.code, found.limit, found.found) == ("SNN059", 1, 2)
     # Cores 0 to 2 have 16 Ki weights: not even in three parts.
     net = chain(plain(64, 64, 3, padding=1), plain(64, 4, 1))
@@ -945,7 +950,7 @@ def exact_or_refused(net: nn.Module, shape: tuple[int, ...], chip: str, bias: st
     try:
         model = snncc.compile(net, chip, calibration=x, bias=bias, timesteps=8)
     except CompileError as error:
-        found = {d.code for d in errors(error.diagnostics)}
+        found = {d.code for d in told(error.diagnostics)}
     else:
         found = set()
         check_exact(model, x[:2], steps=8)

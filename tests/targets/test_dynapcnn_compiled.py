@@ -216,16 +216,15 @@ def test_check_says_how_each_layer_fits() -> None:
 def test_check_says_it_of_what_does_not_fit() -> None:
     net = nn.Sequential(nn.Conv2d(64, 512, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2048, 4)).eval()
     found = snncc.check(net, "speck2b", example_input=example_input((64, 4, 4)))
-    assert [d.code for d in found if d.severity == "error"] == ["SNN056"]
+    assert [d.code for d in found if d.severity == "error"] == ["SNN056", "SNN048"]
     assert [row["cores"] for row in found.layers] == [[], []]
     ways = "with 64 instead of 512 output channels, or 8 instead of 64 input channels, or a kernel of 1 x 1 instead of"
     assert found.layers[0]["change"] == f"{ways} 3 x 3"
-    assert found.layers[0]["change"] in next(d.hint for d in found if d.code == "SNN056")
 
 
 @pytest.mark.parametrize("cores", [(), (0, 0)])
 def test_cores_that_are_no_choice(cores: tuple[int, ...]) -> None:
-    with pytest.raises(InputError, match="one or more, each once"):
+    with pytest.raises(InputError, match="one or more cores, each once"):
         snncc.compile(build("chip_small"), "speck2b", calibration=example_input((1, 8, 8), 4), cores=cores)
 
 

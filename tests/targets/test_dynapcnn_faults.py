@@ -206,7 +206,7 @@ def test_6_large_thresholds_leave_the_weights_their_bits(channels: int) -> None:
 def test_7_no_placement_names_layers_and_limits() -> None:
     layers = [nn.Conv2d(1, 256, 1, bias=False), nn.ReLU(), nn.Conv2d(256, 1, 16, padding=7, bias=False), nn.ReLU()]
     net = nn.Sequential(*layers, *deepcopy(layers), *deepcopy(layers))
-    (found,) = errors(snncc.check(net, "speck2b", example_input=example_input((1, 6, 6), 4)))
+    found, _ = errors(snncc.check(net, "speck2b", example_input=example_input((1, 6, 6), 4)))
     assert found.code == "SNN060" and [s.module for s in found.loc] == ["2", "6", "10"]
     assert "all need one of cores 5, 6" in found.message
     assert "limit: 2 cores, found 3" in found.render()
@@ -214,7 +214,7 @@ def test_7_no_placement_names_layers_and_limits() -> None:
 
 def test_7_a_layer_that_is_too_large_names_itself_and_the_amount() -> None:
     net = nn.Sequential(nn.Conv2d(64, 512, 3, bias=False), nn.ReLU())
-    (found,) = errors(snncc.check(net, "speck2b", example_input=example_input((64, 4, 4), 2)))
+    found, _ = errors(snncc.check(net, "speck2b", example_input=example_input((64, 4, 4), 2)))
     assert (found.code, found.limit, found.found) == ("SNN056", 65536, 524288)
     assert found.loc.sources[0].module == "0"
 

@@ -21,6 +21,8 @@ from snncc.targets.dynapcnn.sensor import parse
 
 MEMORIES = (("kernel", "SNN056"), ("neuron", "SNN057"), ("bias", "SNN058"))
 ADVICE = ("use fewer channels or a smaller kernel", "use fewer channels, or a larger stride", "use bias='strip'")
+# What fewer channels may mend.
+SIZES = {"SNN054", "SNN056", "SNN057", "SNN058", "SNN059", "SNN060", "SNN063"}
 
 
 @dataclass(frozen=True)
@@ -108,10 +110,9 @@ def _too_large(layer: Layer, search: Search) -> Diagnostic:
             beside = " and ".join(f"{needs[j]:,} of {MEMORIES[j][0]}" for j in range(i))
             text = f"needs {needs[i]:,} words of {what} memory beside {beside} memory; "
             text += f"the largest core with so much has {most:,}"
-        change = changes(layer, search.chip)
         return Diagnostic(
             "SNN063" if grouped else code, f"`{layer.name}`: {text}; {all_cores}", layer.node.loc, Severity.ERROR,
-            f"{ADVICE[i]}: it fits one core {change}" if change else ADVICE[i], most, needs[i], "words",
+            ADVICE[i], most, needs[i], "words",
         )  # fmt: skip
     text = f"`{layer.name}`: {all_cores}"
     return Diagnostic("SNN054", text, layer.node.loc, Severity.ERROR, "use fewer channels", 1024, demand.channels)
@@ -155,9 +156,12 @@ def _conflict(found: Conflict, search: Search, layers: Mapping[str, Layer]) -> D
     need = f"all need one of {cores}" if len(stuck) > 1 else f"does not fit on {cores}"
     if split:
         need = f"together need more than {cores} (split over cores: at least {', '.join(split)})"
+    hint, asked = "use fewer channels in these layers", [d for d in search.demands if d.name in found.layers]
+    if any(d.words(1)[2] for d in asked) and not all(search.chip.cores[i].bias_words for i in search.cores):
+        need += ", as only some cores have memory for biases"
+        hint = "train these layers with bias=False (a batch norm's shift becomes a bias, too), or choose bias='strip'"
     return Diagnostic(
-        "SNN060", f"no placement exists: {names} {need}", loc, Severity.ERROR,
-        "make one of these layers smaller, so that it fits somewhere else", len(found.cores),
+        "SNN060", f"no placement exists: {names} {need}", loc, Severity.ERROR, hint, len(found.cores),
         max(len(found.cores) + 1, sum(least[layer.sends] for layer in stuck)), "cores",
     )  # fmt: skip
 

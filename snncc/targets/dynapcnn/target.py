@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from snncc.ir import CompileError, Diagnostic, Graph, ops
-from snncc.ir.diagnostics import input_error, wrong_value
+from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, ops
+from snncc.ir.diagnostics import errors, input_error, wrong_value
 from snncc.ir.types import Array
-from snncc.passes.base import Pass
+from snncc.passes.base import Context, Pass
 from snncc.passes.calibrate import Calibrate
 from snncc.passes.canonicalize import Canonicalize
 from snncc.passes.check_bias import CheckBias
@@ -26,10 +27,11 @@ from snncc.targets.dynapcnn.chips import Chip
 from snncc.targets.dynapcnn.config import Config, Sensor, problems, to_json
 from snncc.targets.dynapcnn.decode import decode
 from snncc.targets.dynapcnn.lower import Reader, to_config
-from snncc.targets.dynapcnn.mapping import CheckLimits, InsertRelays, PlaceOnCores, changes
+from snncc.targets.dynapcnn.mapping import SIZES, CheckLimits, InsertRelays, PlaceOnCores, changes
 from snncc.targets.dynapcnn.placement import capacity
 from snncc.targets.dynapcnn.power import estimate
 from snncc.targets.dynapcnn.sensor import parse
+from snncc.targets.dynapcnn.widths import propose
 
 
 @dataclass(frozen=True, repr=False)
@@ -211,6 +213,44 @@ class Dynapcnn(Target):
                 }
             )
         return rows
+
+    def proposal(self, graph: Graph, options: Options, found: Sequence[Diagnostic]) -> Diagnostic | None:
+        """Widths of all layers with which they fit, found with the passes that found that they do not; or that no
+        widths help, and what does."""
+        fan_out = [d for d in found if d.code == "SNN061" and d.limit == self.chip.destinations]
+        others = {d.code for d in found if d not in fan_out} - SIZES
+        if not fan_out and not any(d.code in SIZES for d in found):
+            return None
+        passes = self.passes(options)
+        front = passes[: next(i for i, p in enumerate(passes) if isinstance(p, CheckLimits))]
+        place = self.place(options)
+
+        def read(graph: Graph) -> tuple[Reader, set[str]]:
+            context = Context(timesteps=options.timesteps)
+            for p in front:
+                graph = p(graph, context)
+            reader = Reader(graph, self.chip)
+            return reader, {d.code for d in errors([*context.diagnostics, *reader.diagnostics])}
+
+        def fits(graph: Graph) -> bool:
+            try:
+                reader, said = read(graph)
+            except SnnccError:
+                return False
+            if not said <= others or not all(layer.fit for layer in reader.layers):
+                return False
+            search = place.search(reader)
+            return len(search.demands) <= len(search.cores) and search.plan() is not None
+
+        def why(graph: Graph) -> list[Diagnostic]:
+            context = Context()
+            with suppress(SnnccError):
+                reader, _ = read(graph)
+                if all(layer.fit for layer in reader.layers):
+                    place.plan(reader, context)
+            return context.diagnostics
+
+        return propose(graph, self.chip.name, fits, why)
 
     def rooms(self, graph: Graph, options: Options) -> dict[str, Any]:
         """Every core of the chip, with its memories in words."""
