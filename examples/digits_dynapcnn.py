@@ -111,6 +111,7 @@ def main() -> None:
     out.print(table)
     out.print(report_table(compiled.report))
     if (cores := core_table(compiled)) is not None:
+        out.print()
         out.print(cores)
 
     try:
@@ -121,8 +122,9 @@ def main() -> None:
         out.print(f"not validated: {error.diagnostics[0].message}. {error.diagnostics[0].hint}", markup=False)
     folder = compiled.save(options.output)
     out.print(f"written: {options.output}/", markup=False)
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        out.print(f"  {path.relative_to(folder)}  {path.stat().st_size:,} bytes", markup=False)
+    for path in sorted(folder.iterdir()):
+        size = f"{len(list(path.iterdir()))} files" if path.is_dir() else f"{path.stat().st_size:,} bytes"
+        out.print(f"  {path.name}  {size}", markup=False)
 
 
 if __name__ == "__main__":

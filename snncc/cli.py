@@ -10,7 +10,8 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -222,17 +223,19 @@ def _compile(options: argparse.Namespace) -> int:
     from snncc.console import console, core_table, print_diagnostics, report_table
 
     compiled = _compiled(options)
+    found = (*options.notes, *compiled.diagnostics)
     folder = compiled.save(options.output, explorer=not options.no_explorer)
     if options.json:
-        found = [d.to_json() for d in compiled.diagnostics]
-        _say({"ok": True, "folder": str(folder), "diagnostics": found, "report": compiled.report})
+        said = [d.to_json() for d in found]
+        _say({"ok": True, "folder": str(folder), "diagnostics": said, "report": compiled.report})
         return 0
-    print_diagnostics(compiled.diagnostics, console(stderr=True))
+    print_diagnostics(found, console(stderr=True))
     out = console()
     out.print()
     out.print(report_table(compiled.report, out.width))
     cores = core_table(compiled, out.width)
     if cores is not None:
+        out.print()
         out.print(cores)
     out.print(f"written: {folder}", markup=False)
     return 0
@@ -246,6 +249,7 @@ def _check(options: argparse.Namespace) -> int:
     model, arguments = _model(options)
     found = check(model, options.target, **arguments)
     failed = _status(found)
+    found[:0] = () if failed else options.notes
     if options.json:
         _say({"ok": not failed, "diagnostics": [d.to_json() for d in found], "layers": found.layers})
         return failed
@@ -515,12 +519,19 @@ def _compiled(options: argparse.Namespace, progress: bool | None = None) -> Comp
 
 
 def _model(options: argparse.Namespace) -> tuple[Any, dict[str, Any]]:
-    """The model, and the arguments of compile and check."""
+    """The model, and the arguments of compile and check. What there is to say of it is in ``options.notes``."""
     import numpy as np
 
-    model = _import(options.model)
+    from snncc.ir import Diagnostic, Severity
+
+    loaded = list[Any]()
+    model = _import(options.model, loaded)
+    options.notes = ()
     if options.weights is not None:
         _load_weights(model, options.weights)
+    elif not loaded:
+        text = f"the weights are those that {options.model} was made with: no --weights were given, and it loads none"
+        options.notes = (Diagnostic("SNN102", text, severity=Severity.NOTE, hint="pass --weights FILE.safetensors"),)
     arguments: dict[str, Any] = {n: getattr(options, n) for n in OPTIONS if getattr(options, n) is not None}
     if options.calibration is not None:
         arguments["calibration"] = _array(options.calibration)
@@ -587,8 +598,9 @@ def _model_file(spec: str) -> Path:
     return Path(file).absolute()
 
 
-def _import(spec: str) -> Any:
-    """The nn.Module that ``package.module:name`` or ``file.py:name`` names or makes."""
+def _import(spec: str, loaded: list[Any] | None = None) -> Any:
+    """The nn.Module that ``package.module:name`` or ``file.py:name`` names or makes. What it loads weights into on its
+    way is put into ``loaded``; so is a module that is named itself, whose weights are its own."""
     import importlib
     import importlib.util
 
@@ -596,6 +608,7 @@ def _import(spec: str) -> Any:
 
     from snncc.ir.diagnostics import input_error, unknown
 
+    loads = [] if loaded is None else loaded
     place, name = _place_and_name(spec)
     if place.endswith(".py"):
         path = Path(place).absolute()
@@ -615,10 +628,33 @@ def _import(spec: str) -> Any:
     if not hasattr(module, name):
         raise unknown("SNN087", "model", name, _models(module), f"in {place}")
     value = getattr(module, name)
-    model = value if isinstance(value, torch.nn.Module) or not callable(value) else _users(value, what=spec)
+    if isinstance(value, torch.nn.Module) or not callable(value):
+        model = value
+        loads.append(value)
+    else:
+        with _loads(loads):
+            model = _users(value, what=spec)
     if not isinstance(model, torch.nn.Module):
         raise input_error("SNN089", f"{spec} is a {type(model).__name__}, not a torch.nn.Module")
     return model
+
+
+@contextmanager
+def _loads(loaded: list[Any]) -> Iterator[None]:
+    """Notes the modules whose weights are loaded meanwhile."""
+    import torch
+
+    load = torch.nn.Module.load_state_dict
+
+    def noted(module: torch.nn.Module, *arguments: Any, **options: Any) -> Any:
+        loaded.append(module)
+        return load(module, *arguments, **options)
+
+    torch.nn.Module.load_state_dict = noted  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        torch.nn.Module.load_state_dict = load  # type: ignore[method-assign]
 
 
 def _models(module: Any) -> list[str]:

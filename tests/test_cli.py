@@ -195,7 +195,7 @@ def test_check(capsys: Captured) -> None:
     assert "SNN020" in err
     status, out, _ = run(capsys, "check", "model.py:make_model", "--calibration", "x.npz", "--target", "speck2b")
     assert status == 0 and out.endswith("\nnothing stands in the way of speck2b\n")
-    status, answer = ask(capsys, "check", "model.py:make_model", "--calibration", "x.npy", "--bias", "keep")
+    status, answer = ask(capsys, "check", "model.py:instance", "--calibration", "x.npy", "--bias", "keep")
     assert (status, answer) == (0, {"ok": True, "diagnostics": [], "layers": []})
     status, answer = ask(capsys, "check", "model.py:make_model", "--calibration", "x.npy", "--target", "speck2b")
     assert status == 0 and len(answer["layers"][0]["holds"]) == 9 and answer["layers"][0]["cores"] == [0]
@@ -647,3 +647,17 @@ def test_a_chip_that_samna_does_not_know(capsys: Captured, tmp_path: Path) -> No
         assert "samna 0.7.1.0, which `make sdk` builds, does not know speck2f" in said
     assert "no Python for samna at" in fails(capsys, "run", tmp_path / "b", "--python", "nowhere")
     assert "samna is not installed" in fails(capsys, "run", tmp_path / "b", "--python", sys.executable)
+
+
+def test_weights_that_nobody_gave(capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "loads.py").write_text(
+        "from safetensors.torch import load_file\nfrom model import Net\n"
+        "def make():\n    net = Net()\n    net.load_state_dict(load_file('w.safetensors'))\n    return net\n"
+    )
+    words = ("--input-shape", "1,8,8", "--bias", "keep")
+    assert "note[SNN102]: the weights are those that model.py:make_model was made with" in run(
+        capsys, "check", "model.py:make_model", *words
+    )[2]  # fmt: skip
+    given = ("model.py:make_model", "--weights", "w.safetensors")
+    for model in (given, ("model.py:instance",), (f"{tmp_path}/loads.py:make",)):
+        assert run(capsys, "check", *model, *words)[2] == ""

@@ -84,6 +84,7 @@ CODES: dict[str, str] = {
     "SNN092": "what was written is not what was simulated",
     "SNN100": "input that was not given",
     "SNN101": "package that is not installed",
+    "SNN102": "weights that were not given",
 }
 
 
