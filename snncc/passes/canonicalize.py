@@ -107,6 +107,12 @@ def as_avg_pool(op: ops.AdaptiveAvgPool, shape: tuple[int, ...]) -> ops.AvgPool 
     return ops.AvgPool(kernel, kernel)
 
 
+def divisors(size: tuple[int, ...]) -> str:
+    """What to do where an adaptive pooling of a map of ``size`` has windows of different sizes."""
+    ways = (", ".join(str(n) for n in range(1, side + 1) if side % n == 0) for side in dict.fromkeys(size))
+    return f"choose an output size that divides the input's: one of {', by one of '.join(ways)}"
+
+
 def _merge_affine(builder: Builder, node: Node, outer: ops.Affine, source: Node, inner: ops.Affine) -> str:
     store = builder.store
     weight = store[outer.weight].astype(np.float64)

@@ -270,7 +270,7 @@ class _Fusion:
                 result = replace(form, terms=terms, bias=bias)
                 return (_with_bias(result, None if op.bias is None else store[op.bias], node),)
             case ops.AvgPool():
-                return (self._average(node, op, form),)
+                return (self._average(op, form, as_map(node.type.shape)),)
             case ops.Slice() if not flat:
                 (c, y, x), (sc, sy, sx) = ((*v, *(d,) * (3 - len(v))) for v, d in ((op.start, 0), (op.step, 1)))
                 rows = np.arange(form.shape[0])[c : op.stop[0] : sc]
@@ -288,31 +288,35 @@ class _Fusion:
                 return (_strided(Form(shape, terms, bias, form.layers), ONE, (-y, -x)),)
         raise NotLinear
 
-    def _average(self, node: Node, op: ops.AvgPool, form: Form) -> Form:
-        shape = as_map(node.type.shape)
+    def _average(self, op: ops.AvgPool, form: Form, shape: Shape) -> Form:
         counts = op.counts(form.shape, shape)
         if (counts != counts.flat[0]).any():
             raise NotLinear
         kh, kw = op.kernel
-        terms: list[Term] = []
         plain = kh == kw and op.stride == op.kernel and op.padding == (0, 0) and counts.flat[0] == kh * kw
         plain = plain and all(n // kh == m for n, m in zip(form.shape[1:], shape[1:], strict=True))
-        for t in form.terms:
-            pool = t.wire.pool * kh
-            whole = t.plain and t.wire.step == ONE and t.shape[1:] == form.shape[1:]
-            if not (plain and whole and pool in self.options.poolings):
-                terms = []
-                break
-            terms.append(replace(t, wire=replace(t.wire, pool=pool), shape=(t.shape[0], *shape[1:])))
-        if terms:  # (without a bias: no weighted operation is in it)
+        plain = plain and all(t.plain and t.wire.step == ONE and t.shape[1:] == form.shape[1:] for t in form.terms)
+        pools = [p for p in self.options.poolings if all(t.wire.pool * p in self.options.poolings for t in form.terms)]
+        if plain and kh in pools:  # (without a bias: no weighted operation is in it)
+            terms = [
+                replace(t, wire=replace(t.wire, pool=t.wire.pool * kh), shape=(t.shape[0], *shape[1:]))
+                for t in form.terms
+            ]
             return replace(form, shape=shape, terms=tuple(terms))
+        # What spikes can be pooled by on their way needs no kernel: the rest has a smaller one.
+        part = max((p for p in pools if kh % p == 0 and not any(n % p for n in form.shape[1:])), default=1)
+        if plain and part > 1:
+            first, rest = ((n, n) for n in (part, kh // part))
+            size = (form.shape[0], form.shape[1] // part, form.shape[2] // part)
+            pooled = self._average(ops.AvgPool(first, first), form, size)
+            return self._average(ops.AvgPool(rest, rest), pooled, shape)
         window = np.full((1, 1, kh, kw), 1 / float(counts.flat[0]), np.float32)
         offset = (-op.padding[0], -op.padding[1])
         _need_zeros(form, offset, op.kernel, op.stride, (shape[1], shape[2]))
         kernels = (_taps(t, t.dense, window, lambda one, k: k * one[0, 0]) for t in form.terms)
-        pooled = tuple(replace(t, kernel=k, select=None) for t, k in zip(form.terms, kernels, strict=True))
+        terms = [replace(t, kernel=k, select=None) for t, k in zip(form.terms, kernels, strict=True)]
         bias = None if form.bias is None else form.bias * (kh * kw / float(counts.flat[0]))
-        return _strided(Form(shape, pooled, bias, form.layers), op.stride, offset)
+        return _strided(Form(shape, tuple(terms), bias, form.layers), op.stride, offset)
 
     def _aligned(self, node: Node, form: Form) -> Form | None:
         """The form in front of the activation ``node`` as one kernel can hold it; None, with a diagnostic, if none can

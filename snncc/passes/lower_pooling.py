@@ -9,7 +9,7 @@ import numpy as np
 
 from snncc.ir import Diagnostic, Graph, Node, Stage, ops
 from snncc.passes.base import Context, Pass, Relation
-from snncc.passes.canonicalize import as_avg_pool
+from snncc.passes.canonicalize import as_avg_pool, divisors
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
 
@@ -47,7 +47,7 @@ class LowerPooling(Pass):
                             "SNN031",
                             f"`{node.name}` averages over windows of different sizes ({size} to {op.output})",
                             node.loc,
-                            hint="choose an output size that divides the input's",
+                            hint=divisors(builder.type(args[0]).shape[1:]),
                         )
                     )
                     return None

@@ -323,6 +323,15 @@ def test_poolings_by_2_twice_are_one_by_4_but_not_by_8() -> None:
     np.testing.assert_array_equal(found.value(found["c"].op.weight), np.full((1, 1, 2, 2), 16))  # type: ignore[attr-defined]
 
 
+def test_the_part_of_a_pooling_that_spikes_can_do_needs_no_kernel() -> None:
+    for window, way, rest in ((6, 2, 3), (12, 4, 3), (8, 4, 2), (9, 1, 9)):
+        found = fuse(pooled(ops.AvgPool((window, window), (window, window)), 2 * window).graph())
+        pools = [node.op.kernel for node in found.nodes if isinstance(node.op, ops.AvgPool)]
+        layer = found["last"].op
+        assert pools == [(way, way)] * (way > 1)
+        assert isinstance(layer, ops.Conv2d) and (*layer.weight.shape[2:], *layer.stride) == (rest,) * 4
+
+
 @pytest.mark.parametrize(
     ("op", "size", "kernel", "stride", "padding"),
     [
@@ -330,7 +339,7 @@ def test_poolings_by_2_twice_are_one_by_4_but_not_by_8() -> None:
         (ops.AvgPool((2, 2), (1, 1)), 4, (2, 2), (1, 1), 0),  # windows that overlap
         (ops.AvgPool((3, 3), (2, 2), (1, 1)), 5, (3, 3), (2, 2), 1),  # with padding that counts
         (ops.AvgPool((2, 1), (2, 1)), 4, (2, 1), (2, 1), 0),  # not square
-        (ops.AvgPool((6, 6), (6, 6)), 6, (6, 6), (1, 1), 0),  # global: of one window the stride is no matter
+        (ops.AvgPool((7, 7), (7, 7)), 7, (7, 7), (1, 1), 0),  # global: of one window the stride is no matter
     ],
 )
 def test_other_poolings_go_into_the_kernel(

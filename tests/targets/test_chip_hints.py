@@ -87,6 +87,26 @@ HINTS = {
         lambda: chain(conv(1, 4, 1), nn.AvgPool2d(4), nn.AvgPool2d(5), conv(4, 4, 1), head(16)),
         lambda: chain(conv(1, 4, 1, stride=4), nn.AvgPool2d(4), conv(4, 4, 1), head(16)),
     ),
+    "windows of different sizes": case(
+        "SNN031", "choose an output size that divides the input's: one of 1, 2, 5, 10", (1, 10, 10),
+        lambda: chain(conv(1, 4, padding=1), nn.AdaptiveAvgPool2d(4), head(64)),
+        lambda: chain(conv(1, 4, padding=1), nn.AdaptiveAvgPool2d(5), head(100)),
+    ),
+    "windows that are not square": case(
+        "SNN053", "pool square windows side by side, of 1, 2, 4", (1, 12, 12),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d((3, 2)), conv(4, 4), head(32)),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d(2), conv(4, 4), head(64)),
+    ),
+    "windows divided by different numbers": case(
+        "SNN053", "use ceil_mode=False, and count_include_pad=True", (1, 11, 11),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d(3, 2, 1, count_include_pad=False), conv(4, 4), head(64)),
+        lambda: chain(conv(1, 4, padding=1), nn.AvgPool2d(3, 2, 1), conv(4, 4), head(64)),
+    ),
+    "a kernel of an odd and an even side": case(
+        "SNN050", "choose a kernel whose sides are both odd or both even", (1, 8, 8),
+        lambda: chain(conv(1, 4, (2, 3), padding=(0, 1)), head(224)),
+        lambda: chain(conv(1, 4, (3, 3), padding=(1, 1)), head(256)),
+    ),
     "a map too large for a linear layer": case(
         "SNN050", "pool by 2 more before flattening, to 14 x 14", (1, 28, 28),
         lambda: chain(conv(1, 2, padding=1), head(2 * 784)),
@@ -141,6 +161,11 @@ HINTS = {
         lambda: chain(conv(1, 2), nn.Conv2d(2, 2, 1), conv(2, 2)), None, "lava", {}, {"neuron": "sigma-delta"},
     ),
 }  # fmt: skip
+
+
+def test_a_global_average_of_a_large_map_is_pooled_in_part_on_the_way() -> None:
+    model = chain(conv(1, 4, padding=1), nn.AdaptiveAvgPool2d(1), head(4))
+    assert not check(lambda: model, (1, 64, 64), "speck2f", {})
 
 
 @pytest.mark.parametrize("name", HINTS)

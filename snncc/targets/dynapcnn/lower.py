@@ -17,6 +17,7 @@ import numpy as np
 from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
 from snncc.ir.diagnostics import errors, unknown
 from snncc.ir.types import Array, per_channel
+from snncc.passes.canonicalize import divisors
 from snncc.passes.fuse_linear import Shape, as_map, is_host_layout, ungrouped
 from snncc.targets.dynapcnn.chips import Chip, bias_words, kernel_words, neuron_words
 from snncc.targets.dynapcnn.config import (
@@ -446,19 +447,20 @@ class Reader:
             size = node.type.shape[1:]
             self._say(
                 "SNN031", node, f"averages to {size[0]} x {size[1]}, over windows of different sizes",
-                "choose an output size that divides the input's",
+                divisors(self.graph.arg_types(node)[0].shape[1:]),
             )  # fmt: skip
         elif isinstance(op, ops.AvgPool | ops.SumPool):
             kh, kw = op.kernel
+            legal = ", ".join(map(str, self.chip.poolings))
             if isinstance(op, ops.AvgPool) and (any(op.padding) or op.ceil_mode):
-                self._say("SNN053", node, "pooling with padding or ceil_mode; the chip has neither", "pool without")
-            if kh != kw or op.stride != op.kernel:
-                self._say(
-                    "SNN053", node, f"window {kh} x {kw} with stride {op.stride[0]} x {op.stride[1]}",
-                    "the chip pools square windows side by side",
-                )  # fmt: skip
-            for wire in wires:
-                self._poolable(node, wire, kh)
+                hint = "use ceil_mode=False, and count_include_pad=True where there is padding"
+                self._say("SNN053", node, "pooling with padding or ceil_mode; the chip has neither", hint)
+            elif kh != kw or op.stride != op.kernel:
+                text = f"window {kh} x {kw} with stride {op.stride[0]} x {op.stride[1]}"
+                self._say("SNN053", node, text, f"pool square windows side by side, of {legal}")
+            else:
+                for wire in wires:
+                    self._poolable(node, wire, kh)
             scale = op.scale if isinstance(op, ops.SumPool) else 1.0
             wires = tuple(replace(w, pooling=w.pooling * kh, scale=w.scale * scale) for w in wires)
         # What follows is checked all the same, with the shape that the pooling has.
