@@ -210,7 +210,11 @@ class Reader:
                 to, shape = as_map(node.type.shape), (sum(w.shape[0] for w in wires), *wires[0].size)
                 if len(node.type.shape) > 1 and to != shape:
                     sizes = " to ".join(" x ".join(map(str, s)) for s in (shape, to))
-                    self._say("SNN064", node, f"reshapes {sizes}, but a spike keeps its channel, row and column")
+                    text = f"reshapes {sizes}, but a spike keeps its channel, row and column"
+                    hint = (
+                        "flatten instead; or, where channels become more and pixels fewer, a convolution with a stride"
+                    )
+                    self._say("SNN064", node, text, hint)
                     return
                 self.wires[node.name] = wires
             case ops.Concat() if op.axis == 0 and len({w.size for w in wires}) == 1:
@@ -226,7 +230,8 @@ class Reader:
             text = f"{node.op.mnemonic} joins {len(node.args)} values that no core can read together"
             self._say("SNN061", node, text, "bring them to one size, and let a weighted layer read the result")
         else:
-            self._say("SNN064", node, f"the chip has no {node.op.mnemonic}")
+            hint = "bring maps to one size by pooling or a stride" if isinstance(node.op, ops.Slice) else ""
+            self._say("SNN064", node, f"the chip has no {node.op.mnemonic}", hint)
 
     def _add(self, layer: Layer) -> None:
         self.layers.append(layer)

@@ -151,6 +151,12 @@ def _conflict(found: Conflict, search: Search, layers: Mapping[str, Layer]) -> D
         if search.from_input is not None and len(stuck) == 1:
             text = f"no placement exists: {names} would have to be split over more cores than the sensor reaches"
         hint = "let fewer layers read one output, or make the layers that do smaller, so that they are not split"
+        relays, taken = search.least()
+        if relays and (over := taken - len(search.cores)) > 0:
+            read = ", ".join(f"{n} relays for `{layers[name].name}`" for name, n in relays.items())
+            text += f"; with {read} they take {taken} cores"
+            them = "it" if len(relays) == 1 else "them"
+            hint = f"let {over} fewer layers read {them}, or make layers smaller that are split"
         return Diagnostic("SNN061", text, loc, hint=hint, limit=search.chip.destinations, found=None)
     split = [f"`{layer.name}` {least[layer.sends]}" for layer in stuck if least[layer.sends] > 1]
     need = f"all need one of {cores}" if len(stuck) > 1 else f"does not fit on {cores}"

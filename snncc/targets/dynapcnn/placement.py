@@ -173,6 +173,14 @@ class Search:
     def _unevenness(self, demand: Demand, counts: Counts) -> int:
         return sum(share**2 for shares in self._shares(demand, counts) for share in shares)
 
+    def least(self) -> tuple[dict[str, int], int]:
+        """The relays that each layer takes at least, and the cores that all of them and the layers take; all layers
+        must have options."""
+        smallest = {d.name: self.options(d)[0] for d in self.demands}
+        reached = self._reached(self.demands, smallest)
+        relays = {d.name: n for d in self.demands if (n := reached[d.name] - self.chip.destinations) > 0}
+        return relays, sum(map(sum, smallest.values())) + sum(relays.values())
+
     # --- the search ---
 
     def plan(self) -> Plan | None:
