@@ -476,7 +476,7 @@ def test_records_what_is_asked_for() -> None:
     many = ENGINE.simulate(graph, X * 2000, timesteps=3, record="n1").spikes["n1"]
     assert many.dtype == np.int32
     assert many.max() > 127
-    with pytest.raises(InputError, match="cannot record n0, y: no such value"):
+    with pytest.raises(InputError, match=r"there is no value .* to record"):
         ENGINE.simulate(graph, X, timesteps=3, record=["n2", "y", "n0"])
 
 
@@ -495,7 +495,7 @@ def test_refuses_what_cannot_run() -> None:
     graph = small(Stage.SNN)
     with pytest.raises(ValueError, match="stage folded has no time steps"):
         ENGINE.simulate(replace(graph, stage=Stage.FOLDED), X, timesteps=2)
-    with pytest.raises(InputError, match="at least 1, got 0"):
+    with pytest.raises(InputError, match="timesteps=0 is below 1"):
         ENGINE.simulate(graph, X, timesteps=0)
     with pytest.raises(InputError, match=r"shape \(N, 2, 5, 5\), got \(2, 5, 5\)"):
         ENGINE.simulate(graph, X[0], timesteps=2)
