@@ -183,6 +183,7 @@ class Diagnostic:
             data |= {"limit": self.limit, "found": self.found, "quantity": self.quantity}
         if self.widths:
             data["widths"] = [{"layer": layer, "now": now, "proposed": new} for layer, now, new in self.widths]
+            data["hint"] += f": {', '.join(f'{layer} {new:,} instead of {now:,}' for layer, now, new in self.widths)}"
         return data
 
 

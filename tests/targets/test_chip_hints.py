@@ -344,7 +344,9 @@ def test_a_proposal_is_a_table_and_data() -> None:
     assert [line.split() for line in table if line] == [
         ["layer", "now", "proposed"], *([layer, str(now), str(new)] for layer, now, new in found.widths)
     ]  # fmt: skip
-    assert found.to_json()["widths"][0] == {"layer": "a", "now": 2048, "proposed": found.widths[0][2]}
+    data, new = found.to_json(), found.widths[0][2]
+    assert data["widths"][0] == {"layer": "a", "now": 2048, "proposed": new}
+    assert f"train with these numbers of channels: a {new} instead of 2,048, b " in data["hint"]  # the explorer's text
 
 
 def test_no_widths_help() -> None:
