@@ -11,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lynxinets import reset
 import snncc
 from snncc.compiled import CompiledModel
 from snncc.engine import TorchEngine
-from snncc.ir import Graph, InputError, Severity, SnnccError, Stage, interp, ops
+from snncc.ir import Graph, InputError, Node, Severity, SnnccError, Stage, interp, ops
 from snncc.ir.types import Array
 from snncc.passes.base import Relation
 from snncc.passes.relation import compare
@@ -34,7 +34,7 @@ INTERNAL = ("SNN006", "SNN090", "SNN091", "SNN092")  # that say it was ours
 WARNS = ("SNN046", "SNN047")  # that the numbers are far off
 TAKEN = ("SNN021", "SNN033")  # that something was taken away: biases, outputs below 0
 BITS = ("SNN040", "SNN041", "SNN042", "SNN065", "SNN068")  # that widths cost something
-ROUNDED = 0.3  # of the output's size, by 8-bit weights
+ROUNDED, MORE = 0.3, 4.0  # of the output's size, by 8-bit weights; than a plain rounding
 SLACK = 2.0  # of other data over calibration data, on which the limits stand
 SECONDS = 30  # of a case
 LARGE = 1e6  # values beyond which float32 loses what the relations claim
@@ -228,25 +228,26 @@ class _Check:
             timed = after.graph.stage.spiking and (self.ready_made or self.own)
             if p.relation is Relation.LOSSY or not after.changed or timed:
                 continue
-            for i, found in enumerate(
-                compare(before.graph, after.graph, p.relation, *xs, timesteps=min(self.steps, 8))
-            ):
+            holds = compare(before.graph, after.graph, p.relation, *xs, timesteps=min(self.steps, 8))
+            for i, found in enumerate(holds):
                 if not found.holds:
                     raise Wrong("pass", p.name, f"output {i}: {p}: {found}")
 
     def rounding(self) -> None:
-        """Integers of the usual widths are near, if nothing is said about bits."""
+        """Integers of usual widths lose no more than a plain rounding of each weight, if nothing is said of bits."""
         stages, said = self.compiled.stages, {d.code for d in self.compiled.diagnostics}
         if self.own or not self.moderate or said & {*BITS} or self.compiled.options.weight_bits is not None:
             return
         if "snn" not in stages or "int" not in stages:
             return
-        a, b = (ENGINE.run(stages[name], *self.sample, dtype=torch.float64) for name in ("snn", "int"))
-        for i, (before, after) in enumerate(zip(stages["snn"].outputs, stages["int"].outputs, strict=True)):
-            if (off := _off(b[after], a[before])) > ROUNDED:
-                raise Wrong(
-                    "rounding", "int", f"output {i} of the integers as a network is off by {off:.3g} of its size"
-                )
+        graphs = stages["snn"], stages["int"], _rounded(stages["snn"])
+        inputs = self.sample, self.sample, _coded(stages["int"], self.sample)
+        values = [ENGINE.run(g, *xs, dtype=torch.float64) for g, xs in zip(graphs, inputs, strict=True)]
+        for i in range(len(graphs[0].outputs)):
+            true, found, plain = (v[g.outputs[i]] for g, v in zip(graphs, values, strict=True))
+            off, least = _off(found, true), _off(plain, true)
+            if off > max(ROUNDED, MORE * least):
+                raise Wrong("rounding", "int", f"output {i} is off by {off:.3g}, plainly rounded by {least:.3g}")
 
     def engine(self) -> None:
         """The engine gives the interpreter's spikes."""
@@ -417,6 +418,27 @@ def _off(mine: Array, theirs: Array) -> float:
     """The relative distance (2-norm)."""
     size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(mine - theirs))
     return off if off == 0 else off / size if size else float("inf") if off > 1e-6 else 0.0
+
+
+def _rounded(graph: Graph) -> Graph:
+    """With each weight rounded to 8 bits, of the largest that leads to its channel."""
+
+    def plain(node: Node) -> Node:
+        if not isinstance(node.op, ops.Conv2d | ops.Linear | ops.Affine):
+            return node
+        weight = graph.value(node.op.weight).astype(np.float64)
+        step = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
+        rounded = np.where(step > 0, np.rint(weight / np.where(step > 0, step, 1)) * step, 0.0)
+        return replace(node, op=replace(node.op, weight=graph.store.put("rounded", rounded)))
+
+    return replace(graph, nodes=tuple(map(plain, graph.nodes)))
+
+
+def _coded(graph: Graph, xs: Sequence[Array]) -> list[Array]:
+    """Inputs as a constant encoding rounds them."""
+    units = {n.args[0]: n.op.unit for n in graph.nodes if isinstance(n.op, ops.Encode) and n.op.method == "constant"}
+    named = zip((n.name for n in graph.inputs), xs, strict=True)
+    return [np.rint(x / units[name]) * units[name] if name in units else x for name, x in named]
 
 
 def _leaky(node: Any) -> bool:
