@@ -266,6 +266,7 @@ def spread(value: Array) -> dict[str, Any]:
     counts: list[int] = []
     if whole:
         counts = np.bincount(some.astype(np.int64) - int(low), minlength=int(high - low) + 1).tolist()
-    elif np.isfinite((low, high)).all() and high > low:
-        counts = np.histogram(some, BINS, (low, high))[0].tolist()
+    elif np.isfinite(high - low) and high > low:
+        bins = np.minimum((some.astype(np.float64) - low) * (BINS / (high - low)), BINS - 1)
+        counts = np.bincount(bins.astype(np.int64), minlength=BINS).tolist()
     return {"min": low, "max": high, "zeros": float(1 - np.count_nonzero(value) / value.size), "histogram": counts}

@@ -265,7 +265,8 @@ class Pad(nn.Module):
     def __init__(self, before: Sequence[int], after: Sequence[int], mode: str, value: float) -> None:
         super().__init__()
         self.pads = [n for pair in reversed(list(zip(before, after))) for n in pair]
-        while len(self.pads) > 2 and self.pads[-2:] == [0, 0]:
+        least = 2 if mode == "constant" else 4  # copies go along height and width
+        while len(self.pads) > least and self.pads[-2:] == [0, 0]:
             self.pads = self.pads[:-2]
         self.mode, self.value = mode, value
 

@@ -128,16 +128,15 @@ class _Writer:
         self._op("AveragePool", xs, layer["name"], kernel_shape=layer["kernel"], strides=layer["stride"])
 
     def _max_pool(self, layer: Mapping[str, Any], xs: list[str], output: str = "") -> None:
-        top, left = layer["padding"]
-        attributes = {"strides": layer["stride"], "dilations": layer["dilation"], "ceil_mode": int(layer["ceil_mode"])}
-        self._op(
-            "MaxPool",
-            xs,
-            output or layer["name"],
-            kernel_shape=layer["kernel"],
-            pads=[top, left, top, left],
-            **attributes,
-        )
+        # As much padding behind as the windows reach: of ceil_mode, ONNX and torch have different ideas.
+        axes = zip(*(layer[name] for name in ("stride", "kernel", "dilation", "padding")), strict=True)
+        sizes = zip(layer["shape"][-2:], layer["input_shape"][-2:], strict=True)
+        behind = [
+            max(0, (out - 1) * stride + dilation * (kernel - 1) + 1 - size - before)
+            for (stride, kernel, dilation, before), (out, size) in zip(axes, sizes, strict=True)
+        ]
+        attributes = {"strides": layer["stride"], "dilations": layer["dilation"], "kernel_shape": layer["kernel"]}
+        self._op("MaxPool", xs, output or layer["name"], pads=[*layer["padding"], *behind], **attributes)
 
     def _max_of_counts(self, layer: Mapping[str, Any], xs: list[str]) -> None:
         name = layer["name"]

@@ -119,7 +119,7 @@ class _Machine:
 
         self.model.reset()
         self.model.STATES.update(self.states)
-        with torch.inference_mode(), _rounding(self.precision):
+        with torch.no_grad(), _rounding(self.precision):  # no inference mode: torch cannot slice an input there
             y = self.module(*xs)
         self.states = dict(self.model.STATES)
         self.model.reset()
