@@ -138,7 +138,7 @@ class Case:
         Raises:
             Exception: torch's own.
         """
-        name = f"<network {self.seed}>"
+        name = "<network>"
         lines = self.source.splitlines(keepends=True)
         linecache.cache[name] = (len(self.source), None, lines, name)  # so that diagnostics show the lines
         space = {**NAMES, "__name__": "generated"}

@@ -26,6 +26,7 @@ from rich.table import Table
 from snncc.ir.diagnostics import CODES
 
 BLOCK = 50  # seeds of a line of the record
+RENEWED = 8  # blocks, after which a process is replaced: torch keeps every TorchScript for good, and gets slower
 Work = tuple[str, tuple[int, ...]]  # a target, "drawn" or "all", and seeds
 Tried = tuple[int, str]  # a seed and a target
 WRONG = ("foreign", "internal", "hang", "crash")  # kinds of findings that are no wrong numbers
@@ -97,11 +98,12 @@ def _work(blocks: Iterable[Work], jobs: int, until: float) -> Iterator[dict[str,
     queue = deque(blocks)
     while queue:
         flying: dict[Future[dict[str, Any]], Work] = {}
+        fresh = RENEWED * jobs
         with ProcessPoolExecutor(jobs) as pool:
             try:
-                while queue or flying:
-                    while queue and len(flying) < jobs:
-                        block = queue.popleft()
+                while (queue and fresh) or flying:
+                    while queue and fresh and len(flying) < jobs:
+                        block, fresh = queue.popleft(), fresh - 1
                         flying[pool.submit(_block, block)] = block
                     for future in wait(flying, return_when=FIRST_COMPLETED).done:
                         line = future.result()
