@@ -8,13 +8,14 @@ has ``delay`` operations (:mod:`snncc.frontend.netx`); compiled graphs run with 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from snncc.ir.ops import OPS, ShapeError, Stateful, times
-from snncc.ir.types import Array, Domain, Param, PerChannel, Store, Type, per_channel
+from snncc.ir.types import Array, Domain, Param, PerChannel, Range, Store, Type, per_channel
 
 STATE = 2**23  # u and v have 24 bits, v saturates at STATE - 1
 SUM = 2**29  # Lava adds in 32 bits, which two sums below this and their biases cannot leave
@@ -30,6 +31,11 @@ def bias_of(bias: Param | None, store: Store, type: Type) -> Array | float:
         return 0.0
     value = store[bias].astype(np.float64)
     return value if value.shape == type.shape else value.reshape((-1,) + (1,) * (len(type.shape) - 1))
+
+
+def _bias_range(bias: Param | None, store: Store, type: Type) -> Range:
+    value = np.broadcast_to(bias_of(bias, store, type), type.shape).reshape(type.shape[0], -1)
+    return Range(value.min(axis=1), value.max(axis=1))
 
 
 def decay(x: Array, amount: int) -> Array:
@@ -130,6 +136,18 @@ class CubaLif(LoihiNeuron):
         spikes = v > self.threshold * 2**SHIFT
         return np.stack([u, np.where(spikes, 0.0, v)], axis=1), spikes.astype(np.float64)
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return Range.of(0.0, 1.0, out)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        v0, bias = np.asarray(per_channel(self.v0, store, 1)) * 2.0**SHIFT, _bias_range(self.bias, store, out)
+        lasting = min(timesteps, UNITY / self.decay_u) if self.decay_u else timesteps  # a geometric series
+        u = xs[0].times(2.0**SHIFT * lasting)
+        u = u if lasting == 1 else u.or_zero
+        rise = u + bias
+        low = np.minimum(v0, 0.0) + timesteps * np.minimum(rise.low, 0.0)
+        return u, Range.of(low, np.maximum(v0, self.threshold * 2.0**SHIFT) + np.maximum(rise.high, 0.0), out)
+
 
 @dataclass(frozen=True)
 class AtrLif(LoihiNeuron):
@@ -162,6 +180,15 @@ class AtrLif(LoihiNeuron):
         v = np.clip(v, 1 - STATE, STATE - 1)
         spikes = (v - state[:, 1] >= self.theta * 2**SHIFT).astype(np.float64)
         return np.stack([v, state[:, 1] + spikes * (2 * self.theta * 2**SHIFT)], axis=1), spikes
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return Range.of(0.0, 1.0, out)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        v0 = np.asarray(per_channel(self.v0, store, 1)) * 2.0**SHIFT
+        rise = (xs[0].times(2.0**SHIFT) + _bias_range(self.bias, store, out)).or_zero.times(timesteps)
+        v = Range.of(v0 + rise.low, v0 + rise.high, out)
+        return v, Range.of(0.0, np.maximum(v.high, 0.0) + self.theta * 2.0**SHIFT, out)
 
 
 # --- sigma-delta: messages carry changes -----------------------------------------------------------------------------
@@ -197,6 +224,13 @@ class Delta(Stateful):
         change = x - state[:, 0] + state[:, 1]
         sent = np.where(np.abs(change) >= self.threshold, change, 0.0)
         return np.stack([x, change - sent], axis=1), np.asarray(sent * self.scale)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        x, kept = xs[0], Range.of(-float(self.threshold), float(self.threshold), out)
+        return ((x - x.or_zero) + kept).within(x).or_zero.times(self.scale)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        return xs[0].or_zero, Range.of(-float(self.threshold), float(self.threshold), out)
 
 
 def _add_up(sigma: Array, x: Array, type: Type) -> Array:
@@ -253,6 +287,16 @@ class SigmaDelta(LoihiNeuron):
         message = np.floor(sent / 2**self.shift) if type.integer else sent
         return np.stack([sigma, a, change - sent], axis=1), message
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        _, a, kept = self.states(xs, out, store, timesteps)
+        return ((a - a.or_zero) + kept).or_zero.times(2.0**-self.shift).map(np.floor if out.integer else np.asarray)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        sigma = xs[0].or_zero.times(timesteps)
+        a = sigma + _bias_range(self.bias, store, out)
+        a = a.map(lambda end: np.maximum(end, 0.0)) if self.activation == "relu" else a
+        return sigma, a.or_zero, Range.of(-float(self.threshold), float(self.threshold), out)
+
 
 @dataclass(frozen=True)
 class Sigma(LoihiNeuron):
@@ -274,6 +318,12 @@ class Sigma(LoihiNeuron):
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
         sigma = _add_up(state, x, type)
         return sigma, np.asarray(sigma + bias_of(self.bias, store, type))
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return self.states(xs, out, store, timesteps)[0] + _bias_range(self.bias, store, out)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        return (xs[0].or_zero.times(timesteps),)
 
 
 # --- time ------------------------------------------------------------------------------------------------------------
@@ -310,6 +360,12 @@ class Delay(Stateful):
         channels = np.arange(type.shape[0])
         # Index arrays on both sides of the batch axis: their common axis, the channels, comes where they stand.
         return known[:, :-1], known[:, self.amounts(type, store), channels]
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].or_zero
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        return (xs[0].or_zero,)
 
 
 OPS.update({op.mnemonic: op for op in (CubaLif, AtrLif, Delta, SigmaDelta, Sigma, Delay)})

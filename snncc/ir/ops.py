@@ -7,14 +7,15 @@ count units (see :class:`snncc.ir.types.Type`). Pooling and convolution follow P
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import reduce
 from math import ceil, floor, inf, log2, prod
 from typing import Any, ClassVar
 
 import numpy as np
 
-from snncc.ir.types import DTYPES, Array, Domain, Param, PerChannel, Store, Type, per_channel
+from snncc.ir.types import DTYPES, Array, Domain, Param, PerChannel, Range, Store, Type, per_channel
 
 Pair = tuple[int, int]
 
@@ -40,6 +41,11 @@ class Op:
         """The result for operands (N, ...), as a network: of neurons, the transfer function."""
         raise NotImplementedError(f"{type(self).__name__}.evaluate")
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        """What the result lies between in each of so many time steps, for operands that lie between ``xs``. There is no
+        default: what is not bounded cannot be proved."""
+        raise NotImplementedError(f"{type(self).__name__}.bounds")
+
     def params(self) -> Iterator[tuple[str, Param]]:
         """The tensors that the operation refers to, by attribute."""
         for field in fields(self):
@@ -58,6 +64,11 @@ class Stateful(Op):
     def step(self, state: Array, x: Array, type: Type, store: Store) -> tuple[Array, Array]:
         """(state, result) after one time step with input ``x``."""
         raise NotImplementedError
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        """What its numbers lie between, those on the way from a step to the next included: one range for each that
+        :meth:`start` lists along its second axis, or one. Where 24 bits saturate, what they would be without."""
+        raise NotImplementedError(f"{type(self).__name__}.states")
 
 
 # --- helpers -------------------------------------------------------------------------------------------------------
@@ -117,6 +128,24 @@ def windows(x: Array, kernel: Pair, stride: Pair, dilation: Pair = (1, 1)) -> Ar
     return view[:, :, :: stride[0], :: stride[1], :: dilation[0], :: dilation[1]]
 
 
+def _regroup(x: Range, out: Type) -> Range:
+    """The range under a change of shape in C order."""
+    old, new = len(x.low), out.shape[0] if out.shape else 1
+    if new % old == 0:
+        return x.map(lambda end: np.repeat(end, new // old))
+    if old % new == 0:
+        return Range(x.low.reshape(new, -1).min(axis=1), x.high.reshape(new, -1).max(axis=1))
+    return Range.of(*x.hull, out)
+
+
+def _sums(up: Array, down: Array, low: Array, high: Array) -> Range:
+    """Of products with weights above zero, ``up``, and below, ``down``, (O, C); the operands broadcast over these."""
+    with np.errstate(invalid="ignore"):
+        parts = [[np.where(w == 0, 0.0, w * end).sum(axis=1) for w in (up, down)] for end in (low, high)]
+    (up_low, down_low), (up_high, down_high) = parts
+    return Range(up_low + down_high, up_high + down_low)
+
+
 # --- inputs and shapes ---------------------------------------------------------------------------------------------
 
 
@@ -132,6 +161,9 @@ class Input(Op):
 
     def infer(self, args: tuple[Type, ...], store: Store) -> Type:
         return Type(self.shape)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return Range.of(-inf if self.low is None else self.low, inf if self.high is None else self.high, out)
 
 
 @dataclass(frozen=True)
@@ -156,6 +188,9 @@ class Ones(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.full((len(xs[0]), *out.shape), float(self.count if out.integer else 1))
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return Range.of(*2 * (float(self.count if out.integer else 1),), out)
+
 
 class Elementwise(Op):
     """Keeps shape and type of its operand."""
@@ -171,6 +206,9 @@ class Identity(Elementwise):
     mnemonic: ClassVar[str] = "identity"
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
+        return xs[0]
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
         return xs[0]
 
 
@@ -201,6 +239,9 @@ class Reshape(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return xs[0].reshape(len(xs[0]), *out.shape)
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return _regroup(xs[0], out)
+
 
 @dataclass(frozen=True)
 class Flatten(Op):
@@ -213,6 +254,9 @@ class Flatten(Op):
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return xs[0].reshape(len(xs[0]), *out.shape)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return _regroup(xs[0], out)
 
 
 @dataclass(frozen=True)
@@ -255,6 +299,13 @@ class Pad(Op):
         crop = [slice(max(-b, 0), n - max(-a, 0)) for b, a, n in ends]
         return np.asarray(y[(slice(None), *crop)])
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        (x,) = xs
+        channels = replace(self, before=self.before[:1], after=self.after[:1])
+        moved = x.map(lambda end: channels.evaluate([end[None]], out, store)[0])
+        inside = any(amount > 0 for amount in (*self.before[1:], *self.after[1:]))
+        return moved.within(Range.of(self.value, self.value, out)) if inside and self.mode == "constant" else moved
+
 
 @dataclass(frozen=True)
 class Slice(Op):
@@ -278,6 +329,9 @@ class Slice(Op):
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.asarray(xs[0][(slice(None), *self._slices())])
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].map(lambda end: end[self._slices()[0]])
 
 
 @dataclass(frozen=True)
@@ -314,6 +368,11 @@ class Concat(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.concatenate(xs, axis=self.axis + 1)
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        if self.axis:
+            return reduce(Range.within, xs)
+        return Range(np.concatenate([x.low for x in xs]), np.concatenate([x.high for x in xs]))
+
 
 @dataclass(frozen=True)
 class Add(Op):
@@ -337,6 +396,9 @@ class Add(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.asarray(xs[0] + xs[1])
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0] + xs[1]
+
 
 # --- linear operations ---------------------------------------------------------------------------------------------
 
@@ -352,6 +414,20 @@ class Weighted(Op):
     def multiplications(self, out: Type) -> int:
         """How many it takes to compute a result of type ``out``, of one sample."""
         return out.size * prod(self.weight.shape[1:])
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        weight = store[self.weight].astype(np.float64)
+        y = self._weigh(xs[0], np.maximum(weight, 0.0), np.minimum(weight, 0.0), out)
+        if self.bias is None:
+            return y
+        bias = store[self.bias].astype(np.float64)
+        return (
+            Range(y.low + bias, y.high + bias) if len(bias) == len(y.low) else y + Range.of(bias.min(), bias.max(), out)
+        )
+
+    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+        """The range of the weighted sum; ``up`` are the weights above zero, ``down`` those below."""
+        raise NotImplementedError(f"{type(self).__name__}._weigh")
 
 
 @dataclass(frozen=True)
@@ -394,6 +470,12 @@ class Conv2d(Weighted):
         y = y.reshape(g, n, h, w, o // g).transpose(1, 0, 4, 2, 3).reshape(n, o, h, w)
         return y if self.bias is None else y + store[self.bias][:, None, None]
 
+    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+        x = x.or_zero if any(self.padding) else x
+        up, down = up.sum(axis=(2, 3)), down.sum(axis=(2, 3))
+        low, high = (over_inputs(self, end)[:, :, 0, 0] for end in (x.low, x.high))
+        return _sums(up, down, low, high)
+
 
 @dataclass(frozen=True)
 class Linear(Weighted):
@@ -415,6 +497,12 @@ class Linear(Weighted):
         y = xs[0] @ store[self.weight].astype(np.float64).T
         return np.asarray(y if self.bias is None else y + store[self.bias])
 
+    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+        if len(out.shape) == 1:
+            return _sums(up, down, x.low, x.high)
+        rows = [x.times(w.sum()) + x.times(v.sum()) for w, v in zip(up, down, strict=True)]  # a channel's features
+        return reduce(Range.within, rows)
+
 
 @dataclass(frozen=True)
 class Affine(Weighted):
@@ -434,6 +522,9 @@ class Affine(Weighted):
         rank = len(out.shape)
         y = xs[0] * per_channel(self.weight, store, rank)
         return np.asarray(y if self.bias is None else y + per_channel(self.bias, store, rank))
+
+    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+        return x.times(up + down)
 
 
 def over_inputs(op: Weighted, values: Array) -> Array:
@@ -473,6 +564,11 @@ class BatchNorm(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         scale, shift = (v.reshape((-1,) + (1,) * (len(out.shape) - 1)) for v in self.scale_shift(store))
         return np.asarray(xs[0] * scale + shift)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        scale, shift = self.scale_shift(store)
+        y = xs[0].times(scale)
+        return Range(y.low + shift, y.high + shift)
 
 
 # --- pooling -------------------------------------------------------------------------------------------------------
@@ -528,6 +624,10 @@ class AvgPool(Op):
         total = sums[:, :, : out.shape[1], : out.shape[2]].sum(axis=(-2, -1))
         return np.asarray(total / self.counts(xs[0].shape, out.shape))
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        x = xs[0].or_zero if any(self.padding) or self.ceil_mode or self.divisor else xs[0]
+        return x.times(prod(self.kernel) / self.divisor) if self.divisor else x
+
 
 @dataclass(frozen=True)
 class AdaptiveAvgPool(Op):
@@ -547,6 +647,9 @@ class AdaptiveAvgPool(Op):
             bounds = [(i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
             x = np.stack([x.take(range(a, b), axis=axis).mean(axis=axis) for a, b in bounds], axis=axis)
         return x
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0]
 
 
 @dataclass(frozen=True)
@@ -571,6 +674,9 @@ class SumPool(Op):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         total = windows(xs[0], self.kernel, self.stride).sum(axis=(-2, -1))
         return np.asarray(total if out.integer else total * self.scale)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].times(prod(self.kernel) * (1.0 if out.integer else self.scale))
 
 
 @dataclass(frozen=True)
@@ -627,6 +733,14 @@ class MaxPool(Stateful):
         now = state + x
         return now, self.evaluate([now], type, store) - self.evaluate([state], type, store)
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[
+            0
+        ]  # a maximum of sums grows by no more than the largest of what is added, and no less than the smallest
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        return (Range.of(0.0, 0.0, out) if self.each_step else xs[0].or_zero.times(timesteps),)
+
 
 # --- activations ---------------------------------------------------------------------------------------------------
 
@@ -647,6 +761,9 @@ class Relu(Activation):
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.maximum(xs[0], 0.0)
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].map(lambda end: np.maximum(end, 0.0))
+
 
 @dataclass(frozen=True)
 class Clamp(Activation):
@@ -659,6 +776,9 @@ class Clamp(Activation):
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.clip(xs[0], -np.inf if self.low is None else self.low, np.inf if self.high is None else self.high)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].map(lambda end: self.evaluate([end], out, store))
 
 
 @dataclass(frozen=True)
@@ -675,6 +795,9 @@ class QuantRelu(Activation):
         steps = np.clip(np.floor(xs[0] * (self.levels / self.theta) + self.shift), 0, self.levels)
         return np.asarray(steps * (self.theta / self.levels))
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].map(lambda end: self.evaluate([end], out, store))
+
 
 @dataclass(frozen=True)
 class Floor(Elementwise):
@@ -684,6 +807,9 @@ class Floor(Elementwise):
 
     def evaluate(self, xs: list[Array], out: Type, store: Store) -> Array:
         return np.floor(xs[0])
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return xs[0].map(np.floor)
 
 
 # --- spiking -------------------------------------------------------------------------------------------------------
@@ -716,6 +842,18 @@ class Encode(Op):
             return xs[0]
         y = xs[0] / self.unit
         return np.asarray(np.rint(y) if self.method == "constant" else y)  # the same in every step, so on average too
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        (x,) = xs
+        unit = 1.0 if out.integer else self.unit
+        if self.method == "constant":
+            return x.times(1.0 / self.unit).map(np.rint) if out.integer else x
+        if self.method == "bernoulli":
+            return Range.of(0.0, unit, out)
+        if self.method == "spikes":  # what is given are counts, of which one is no surprise
+            return Range.of(0.0, unit, out).within(x.times(unit)).map(lambda end: np.maximum(end, 0.0))
+        most = x.times(1.0 / self.unit)
+        return Range(np.maximum(np.floor(most.low), 0.0), np.maximum(np.ceil(most.high), 0.0)).times(unit)
 
 
 @dataclass(frozen=True)
@@ -782,6 +920,22 @@ class If(Stateful):
             v = np.maximum(v, self.v_min)
         return v, np.asarray(spikes * (1.0 if type.integer else theta * per_channel(self.gain, store, len(type.shape))))
 
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        gain = per_channel(self.gain, store, 1) if not out.integer else 1.0
+        worth = gain * per_channel(self.threshold, store, 1) if not out.integer else 1.0
+        return Range.of(0.0, worth, out)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        (x,) = xs
+        theta, v0 = (np.asarray(per_channel(value, store, 1), np.float64) for value in (self.threshold, self.v0))
+        grid = 0.0 if out.integer else theta * 2.0**-24
+        x = x + Range.of(-grid, grid, out)
+        more = 0.0 if self.reset == "zero" else timesteps * np.maximum(x.high - theta, 0.0)
+        low = np.minimum(v0, 0.0) + timesteps * np.minimum(x.low, 0.0)
+        if self.v_min is not None:
+            low = np.maximum(low, np.minimum(np.minimum(v0, 0.0), self.v_min) + np.minimum(x.low, 0.0))
+        return (Range.of(low, np.maximum(v0, theta) + more + np.maximum(x.high, 0.0), out),)
+
 
 @dataclass(frozen=True)
 class Lif(Stateful):
@@ -830,6 +984,15 @@ class Lif(Stateful):
         spikes = v >= theta
         v = v - np.where(spikes, theta, np.float32(0)) if self.reset == "subtract" else np.where(spikes, 0, v)
         return (v * np.float32(self.decay)).astype(np.float64), spikes.astype(np.float64)
+
+    def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
+        return Range.of(0.0, 1.0, out)
+
+    def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
+        (x,), theta = xs, np.asarray(per_channel(self.threshold, store, 1), np.float64)
+        x = x.or_zero.times(1 + timesteps * 2.0**-23)  # float32 rounds
+        rest = theta if self.reset == "zero" else theta + timesteps * np.maximum(x.high - theta, 0.0)
+        return (Range.of(timesteps * x.low, rest + x.high, out),)
 
 
 OPS: dict[str, type[Op]] = {

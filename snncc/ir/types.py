@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePath
@@ -194,3 +194,57 @@ class Loc:
 
     def __str__(self) -> str:
         return ", ".join(map(str, self.sources)) or "unknown"
+
+
+# --- ranges ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Range:
+    """What the values of every channel lie between, (C,) each; of a value without axes, ()."""
+
+    low: Array
+    high: Array
+
+    @classmethod
+    def of(cls, low: Array | float, high: Array | float, type: Type) -> Range:
+        """For a value of this type; numbers serve all channels."""
+        return cls(*(np.broadcast_to(np.asarray(end, np.float64), type.shape[:1]) for end in (low, high)))
+
+    @property
+    def hull(self) -> tuple[float, float]:
+        """Over all channels."""
+        return float(self.low.min()), float(self.high.max())
+
+    @property
+    def size(self) -> float:
+        """Upper bound on magnitudes."""
+        low, high = self.hull
+        return max(abs(low), abs(high))
+
+    def within(self, other: Range) -> Range:
+        """The smallest range with all of both."""
+        return Range(np.minimum(self.low, other.low), np.maximum(self.high, other.high))
+
+    @property
+    def or_zero(self) -> Range:
+        return Range(np.minimum(self.low, 0.0), np.maximum(self.high, 0.0))
+
+    def map(self, rule: Callable[[Array], Array]) -> Range:
+        """Under a rule that never falls (a clip, a rounding), or that moves channels."""
+        return Range(rule(self.low), rule(self.high))
+
+    def __add__(self, other: Range) -> Range:
+        return Range(self.low + other.low, self.high + other.high)
+
+    def __sub__(self, other: Range) -> Range:
+        return Range(self.low - other.high, self.high - other.low)
+
+    def times(self, factor: Array | float) -> Range:
+        """``factor``: one number, or one for each channel."""
+        with np.errstate(invalid="ignore"):  # 0 * inf
+            ends = [
+                np.nan_to_num(np.asarray(end * factor), nan=0.0, posinf=np.inf, neginf=-np.inf)
+                for end in (self.low, self.high)
+            ]
+        return Range(np.minimum(*ends), np.maximum(*ends))
