@@ -10,7 +10,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -33,8 +33,9 @@ from snncc.ir import (
     print_graph,
 )
 from snncc.ir.diagnostics import input_error, unknown
-from snncc.ir.interp import encoded
-from snncc.ir.types import Array, Loc, Source, per_channel
+from snncc.ir.interp import check_input, encoded
+from snncc.ir.ranges import ranges
+from snncc.ir.types import Array, Loc, Range, Source, per_channel
 from snncc.passes.base import Progress, StageRecord
 from snncc.selfcheck import CAUSES, SelfCheck
 from snncc.targets.base import Options
@@ -137,20 +138,52 @@ class CompiledModel(Compilation):
         from snncc.engine import TorchEngine
 
         graph = self._stage(stage)
+        steps = self._steps(timesteps)
         if not graph.stage.spiking:
             raise input_error("SNN086", f"stage {graph.stage.value!r} has no time steps", "use network(x, stage=...)")
         if order is not None:
             if graph is not self.graph or engine:
                 raise input_error("SNN083", f"order={order!r} is of the last stage, and takes no other arguments")
-            return self._events(as_arrays(x), timesteps, record, order)
-        return TorchEngine().simulate(
-            graph,
-            *as_arrays(x),
-            timesteps=self.options.timesteps if timesteps is None else timesteps,
-            record=record,
-            progress=progress,
-            **engine,
-        )
+            return self._events(as_arrays(x), steps, record, order)
+        xs = as_arrays(x)
+        if graph is self.graph:
+            self._prove(xs, steps)
+        try:
+            return TorchEngine().simulate(graph, *xs, timesteps=steps, record=record, progress=progress, **engine)
+        except OverflowError as error:
+            hint = "choose smaller inputs, or fewer time steps"
+            raise input_error(
+                "SNN044", f"with this input, numbers grow beyond what can be exact: {error}", hint
+            ) from None
+
+    def _steps(self, timesteps: int | None) -> int:
+        """T, by default the one compiled for."""
+        return self.options.timesteps if timesteps is None else replace(self.options, timesteps=timesteps).timesteps
+
+    def _prove(self, xs: tuple[Array, ...], timesteps: int) -> None:
+        """Refuse more time steps, or larger inputs, than were compiled for, if the target's numbers may not hold them.
+
+        Raises:
+            InputError: SNN043 for the time steps, SNN044 for the inputs.
+        """
+        compiled_for = self.options.timesteps
+        known = dict(zip(self.graph.inputs, check_input(self.graph, xs, timed=True), strict=True))
+        given = {n.name: Range.of(x.min(initial=0.0), x.max(initial=0.0), n.type) for n, x in known.items()}
+        usual = {node.name: node.op.bounds([], node.type, self.graph.store, 1) for node in known}
+        larger = any(given[name].size > max(usual[name].size, 1.0) for name in given)
+        if timesteps <= compiled_for and not larger:
+            return
+        beyond, graph = self.target.beyond, self.graph
+        said = {(kind, name) for kind, name, _ in beyond(graph, ranges(graph, compiled_for), compiled_for)}
+        for kind, name, text in beyond(graph, ranges(graph, timesteps, given), timesteps):
+            if timesteps <= compiled_for and (kind == "state" or (kind, name) in said):
+                continue  # the compile has warned, or did not know all inputs
+            if timesteps > compiled_for:
+                words = f"{timesteps} time steps, where {compiled_for} were compiled for: {text}"
+                raise input_error("SNN043", words, f"compile with timesteps={timesteps}")
+            low, high = max(given.values(), key=lambda x: x.size).hull
+            words = f"inputs from {low:.4g} to {high:.4g}, larger than what was compiled for: {text}"
+            raise input_error("SNN044", words, "calibrate with data that covers the inputs, or scale them")
 
     def _events(
         self, xs: tuple[Array, ...], timesteps: int | None, record: Iterable[str] | str | None, order: str
@@ -158,7 +191,7 @@ class CompiledModel(Compilation):
         """The simulation event by event."""
         from snncc.engine import Simulation, recorded
 
-        steps = self.options.timesteps if timesteps is None else timesteps
+        steps = self._steps(timesteps)
         names = [] if record is None else sorted(recorded(self.graph, record))
         coded = self._encoded(xs, steps)
         done = self.target.simulate_events(self.graph, self.options, coded, order, names)
@@ -212,7 +245,12 @@ class CompiledModel(Compilation):
         for node in self.graph.inputs:
             (encode,) = self.graph.users[node.name]
             assert isinstance(encode.op, ops.Encode)
-            x = feeds[encode.name].astype(np.int32)
+            x = feeds[encode.name]
+            if np.abs(x).max(initial=0.0) >= 2**31:
+                raise input_error(
+                    "SNN044", f"the input {node.name!r} is beyond the 32 bits that the hardware takes", "scale it"
+                )
+            x = x.astype(np.int32)
             coded.append(x[0] if encode.op.method == "constant" else x)
         return coded
 
@@ -311,7 +349,8 @@ class CompiledModel(Compilation):
             if name not in flags or name == "timesteps":
                 raise unknown("SNN079", "option", name, flags, f"of {self.target.name}'s runner")
         self._runner(python)  # that there is one is said before anything about the input
-        steps = self.options.timesteps if timesteps is None else timesteps
+        steps = self._steps(timesteps)
+        self._prove(as_arrays(x), steps)
         arrays = {f"x{i}": coded for i, coded in enumerate(self._encoded(as_arrays(x), steps))}
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)

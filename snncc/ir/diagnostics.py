@@ -38,6 +38,8 @@ CODES: dict[str, str] = {
     "SNN040": "weights left with few bits",
     "SNN041": "threshold below one weight step",
     "SNN042": "integers beyond the target's width",
+    "SNN043": "more time steps than the target's numbers hold",
+    "SNN044": "inputs larger than the target's numbers hold",
     "SNN046": "loss beyond the limit on calibration samples",
     "SNN047": "result that the calibration sample cannot run on",
     "SNN048": "widths with which a network fits",

@@ -163,7 +163,8 @@ class Input(Op):
         return Type(self.shape)
 
     def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
-        return Range.of(-inf if self.low is None else self.low, inf if self.high is None else self.high, out)
+        """Those of the calibration data, and zero: nobody holds a user to them."""
+        return Range.of(-inf if self.low is None else self.low, inf if self.high is None else self.high, out).or_zero
 
 
 @dataclass(frozen=True)
@@ -991,8 +992,9 @@ class Lif(Stateful):
     def states(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> tuple[Range, ...]:
         (x,), theta = xs, np.asarray(per_channel(self.threshold, store, 1), np.float64)
         x = x.or_zero.times(1 + timesteps * 2.0**-23)  # float32 rounds
-        rest = theta if self.reset == "zero" else theta + timesteps * np.maximum(x.high - theta, 0.0)
-        return (Range.of(timesteps * x.low, rest + x.high, out),)
+        lasting = timesteps if self.decay == 1 else min(timesteps, 1 / (1 - self.decay))  # a geometric series
+        more = 0.0 if self.reset == "zero" else lasting * np.maximum(x.high - theta, 0.0)
+        return (Range.of(lasting * x.low, theta + more + x.high, out),)
 
 
 OPS: dict[str, type[Op]] = {

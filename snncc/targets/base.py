@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -13,6 +13,7 @@ import numpy as np
 from snncc.ir import Diagnostic, Graph
 from snncc.ir.diagnostics import input_error, unknown, wrong_value
 from snncc.ir.ops import Encode
+from snncc.ir.ranges import Ranges
 from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import METHODS
@@ -273,6 +274,11 @@ class Target(ABC):
         other. Raises anything where the bytes say nothing that can be run.
         """
         return {}
+
+    def beyond(self, graph: Graph, found: Ranges, timesteps: int) -> Iterator[tuple[str, str, str]]:
+        """What may leave the numbers that the target's arithmetic has, if all of the last stage lies within ``found``
+        over so many time steps: the kind ("sum" in one step, or "state" over all), the value, and a sentence."""
+        yield from ()
 
     def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
         """The vendor environments (:mod:`snncc.sdk`) that the runner can use, the preferred first; none: no runner."""

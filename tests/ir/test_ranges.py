@@ -100,7 +100,8 @@ def test_no_operation_passes_unseen() -> None:
 
 def test_ranges_by_hand() -> None:
     n = Net(2, stage=Stage.INT, low=-1.0, high=1.0, unit=0.25)
-    n.linear(np.array([[2, -1], [3, 0]], np.int8), np.array([1, -2], np.int16), name="fc")
+    weight, bias = n.param([[2, -1], [3, 0]], np.int8), n.param([1, -2], np.int16)
+    n(ops.Linear(weight, bias), name="fc")
     n(ops.If(5, 2, "subtract"), name="if")
     found = ranges(n.graph(), 10)
     assert found.values["x.encode"].hull == (-4.0, 4.0)

@@ -3,7 +3,9 @@ makes of it is in tests/vendor."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -24,6 +26,7 @@ from snncc.ir import CompileError, Graph, InputError
 from snncc.ir.diagnostics import errors
 from snncc.ir.loihi import AtrLif, CubaLif
 from snncc.ir.types import Array
+from snncc.targets.lava.lower import longest
 from snncc.targets.lava.program import Connection, Program
 
 T = 8
@@ -41,6 +44,69 @@ def generated(seed: int, **options: Any) -> tuple[CompiledModel, Array]:
     model, shape = lava_network(np.random.default_rng(seed))
     x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
     return snncc.compile(model, "lava", calibration=x, timesteps=T, bias="keep", **options), x
+
+
+def drifting(reset: str = "subtract", **options: Any) -> CompiledModel:
+    """One layer: what its neurons get is their threshold, or as much less, in each step."""
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU())
+    with torch.no_grad():
+        net[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    x = np.ones((4, 2), np.float32)
+    return snncc.compile(
+        net, "lava", calibration=x, **{"reset": reset, "timesteps": T, "selfcheck": False, "bias": "keep", **options}
+    )
+
+
+@pytest.mark.parametrize("reset", ["subtract", "zero"])
+def test_more_steps_than_compiled_for_are_right_or_refused(reset: str) -> None:
+    """Potentials saturate at 24 bits: what was 1.0 became 0.52 at twice the steps, and 0.13 at eight times."""
+    model, x = drifting(reset), np.array([[1.0, 1.0]])
+    usual, most = model.simulate(x).output, longest(model.graph, 2**20)
+    assert T <= most < 2**20
+    for steps in (T + 1, 2 * T, most):
+        if steps <= most:
+            np.testing.assert_allclose(model.simulate(x, steps).output, usual, atol=1 / T)
+    with pytest.raises(InputError, match="SNN043") as caught:
+        model.simulate(x, most + 1)
+    assert caught.value.diagnostics[0].hint == f"compile with timesteps={most + 1}"
+    followed = drifting(reset, timesteps=most + 1)
+    np.testing.assert_allclose(followed.simulate(x).output, usual, atol=0.1)
+
+
+def test_the_runner_knows_for_how_many_steps_potentials_fit() -> None:
+    model, x = drifting(), np.array([[1.0, 1.0]])
+    network = json.loads(model.target.files(model.graph, model.options)["network.json"])
+    assert T <= network["longest"] < 100 * T
+    model.simulate(x, network["longest"])
+    with pytest.raises(InputError, match="SNN043"):
+        model.simulate(x, network["longest"] + 1)
+
+
+def test_counts_above_those_compiled_for_are_refused_where_sums_wrap() -> None:
+    """Thirty spikes in a step gave 0: sums wrap around at 24 bits, here and in Lava."""
+    net = nn.Sequential(nn.Linear(64, 2, bias=False), nn.ReLU())
+    nn.init.constant_(net[0].weight, 1.0)
+    x = np.ones((T, 2, 64), np.float32)
+    model = snncc.compile(net, "lava", calibration=x[0], encoding="spikes", timesteps=T, selfcheck=False)
+    usual = model.simulate(x).output
+    for count in (2, 30, 3000):
+        with suppress(InputError):
+            assert (model.simulate(x * count).output >= usual).all()
+    with pytest.raises(InputError, match="SNN044"):
+        model.simulate(x * 3000)
+
+
+@pytest.mark.parametrize("target", ["reference", "lava", "lynxi", "speck2b"])
+def test_numbers_beyond_all_bounds_are_said(target: str) -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(8, 2, bias=False), nn.ReLU())
+    x = np.random.default_rng(0).random((4, 1, 4, 4))
+    model = snncc.compile(net, target, calibration=x, timesteps=T, selfcheck=False, bias="keep")
+    for value in (np.float64(3e38), np.uint64(2**64 - 1), np.float64(1e12)):
+        with suppress(InputError):
+            assert np.isfinite(model.simulate(np.full((1, 1, 4, 4), value)).output).all()
+    for steps in (0, -1, 2**30, 2.5):
+        with pytest.raises(InputError, match="SNN070"):
+            model.simulate(x, steps)  # type: ignore[arg-type]
 
 
 def as_matrix(connection: Connection) -> Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from snncc.ir import Diagnostic, Graph, InputError, Loc, Node, Param, PerChannel, Severity, Stage, ops
 from snncc.ir.diagnostics import errors
-from snncc.ir.types import per_channel
+from snncc.ir.types import Range, per_channel
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.fuse_linear import ungrouped
 from snncc.passes.rewrite import Builder, rebuild
@@ -508,6 +508,9 @@ class _Mapping:
             self.copies[layer.sends, relay.part, number] = relayed(self.builder, x, loc, place)
 
 
+EVENTS = 2**31  # more than any potential gets
+
+
 def bound(graph: Graph, layer: Layer, timesteps: int) -> tuple[int, int] | None:
     """The lowest and the highest value that a potential of the layer can take in ``timesteps`` on the chip, or None
     where there is none.
@@ -521,14 +524,11 @@ def bound(graph: Graph, layer: Layer, timesteps: int) -> tuple[int, int] | None:
     store = graph.store
     weights = store[op.weight].reshape(op.weight.shape[0], -1).astype(np.int64)
     biases = np.zeros(len(weights), np.int64) if op.bias is None else store[op.bias].astype(np.int64)
-    theta, v0 = (np.asarray(per_channel(v, store, 1)) for v in (neuron.op.threshold, neuron.op.v0))
-    up = weights.max(axis=1, initial=0)
-    if (up > theta).any():
+    one = Range(np.minimum(weights.min(axis=1), biases), weights.max(axis=1))  # of one event, or tick downwards
+    if (one.high > per_channel(neuron.op.threshold, store, 1)).any():
         return None
-    top = np.maximum(theta - 1, v0) + timesteps * np.maximum(biases, 0) + up
-    floor = neuron.op.v_min if neuron.op.v_min is not None else -np.inf
-    down = np.minimum(floor, v0) + np.minimum(np.minimum(weights.min(axis=1, initial=0), biases), 0)
-    return int(down.min()), int(top.max())
+    ((low, high),) = (v.hull for v in neuron.op.states([one], neuron.type, store, EVENTS))
+    return int(low), int(high + timesteps * biases.max(initial=0))
 
 
 def potential(graph: Graph, layer: Layer, chip: Chip, timesteps: int) -> Diagnostic | None:

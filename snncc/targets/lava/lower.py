@@ -9,9 +9,10 @@ from typing import ClassVar
 
 import numpy as np
 
-from snncc.ir import Diagnostic, Domain, Graph, Node, Severity, Stage, ops
+from snncc.ir import Diagnostic, Graph, Node, Severity, Stage, ops
 from snncc.ir.loihi import SHIFT, STATE, AtrLif, CubaLif
-from snncc.ir.types import Array, Param, per_channel
+from snncc.ir.ranges import Ranges, ranges
+from snncc.ir.types import Array, Param
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.lower_sigma_delta import currents_read, sums_of
 from snncc.passes.rewrite import Builder, rebuild
@@ -253,78 +254,58 @@ def _minus(builder: Builder, node: Node, theta: int) -> int | Param:
     return int(v0) - theta
 
 
-def reach(graph: Graph, node: Node, timesteps: int) -> tuple[float, float, float]:
-    """How far a neuron's integers can go: (largest sum in a step, largest and smallest charge over ``timesteps``), in
-    units of the synaptic sum. A bound: it takes all that excites, or all that inhibits, to come at once in every
-    step."""
-    high, low = _sum_bounds(graph, node.args[0])
-    bias = np.zeros(())
-    op = node.op
-    assert isinstance(op, CubaLif | AtrLif)
-    if op.bias is not None:
-        bias = graph.value(op.bias).reshape(len(graph.value(op.bias)), -1) / 2**SHIFT
-    v0 = np.asarray(per_channel(op.v0, graph.store, 1))
-    most = float(np.max(v0) + timesteps * max(0.0, high + float(np.max(bias))))
-    least = float(np.min(v0) + timesteps * min(0.0, low + float(np.min(bias))))
-    return max(high, -low), most, least
+LIMIT = (STATE - 1) >> SHIFT  # of sums and potentials, in units of the synaptic sum
 
 
-def _sum_bounds(graph: Graph, name: str) -> tuple[float, float]:
-    """The largest and smallest integer that a value can take in a step."""
-    node = graph[name]
-    op = node.op
-    if isinstance(op, ops.Encode):
-        return _encoded(graph, node)
-    if node.type.domain is Domain.SPIKE and isinstance(op, CubaLif | AtrLif):
-        return 1.0, 0.0
-    bounds = [_sum_bounds(graph, arg) for arg in node.args]
-    if isinstance(op, ops.Weighted):
-        weight = graph.value(op.weight).astype(np.float64).reshape(op.weight.shape[0], -1)
-        up, down = np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
-        ((high, low),) = bounds
-        return float((up * high + down * low).max()), float((up * low + down * high).min())
-    if isinstance(op, ops.Add):
-        return sum(b[0] for b in bounds), sum(b[1] for b in bounds)
-    area = int(np.prod(op.kernel)) if isinstance(op, ops.SumPool) else 1
-    # Zeros come in where something pads.
-    return area * max(0.0, *(b[0] for b in bounds)), area * min(0.0, *(b[1] for b in bounds))
+def sums(graph: Graph, found: Ranges) -> dict[str, float]:
+    """The largest magnitude of what may flow into a neuron in one step, for those where that wraps around."""
+    sizes = {n.name: found.values[n.args[0]].size for n in graph.nodes if isinstance(n.op, CubaLif | AtrLif)}
+    return {name: size for name, size in sizes.items() if size > LIMIT}
 
 
-def _encoded(graph: Graph, node: Node) -> tuple[float, float]:
-    source = graph[node.args[0]].op
-    assert isinstance(source, ops.Input) and isinstance(node.op, ops.Encode)
-    if node.op.method in ("bernoulli", "spikes"):
-        return 1.0, 0.0
-    high = (
-        np.ceil((source.high or 0.0) / node.op.unit)
-        if node.op.method == "rate"
-        else (source.high or 0.0) / node.op.unit
-    )
-    return float(np.rint(high)), float(np.rint(min(0.0, (source.low or 0.0) / node.op.unit)))
+def charges(graph: Graph, found: Ranges) -> dict[str, float]:
+    """The largest magnitude of the charge that may add up over all steps, in units of the synaptic sum, for neurons
+    where 24 bits may not hold it. A reset to zero forgets what saturates above the threshold."""
+    sizes: dict[str, float] = {}
+    for node in graph.nodes:
+        if isinstance(node.op, CubaLif):
+            sizes[node.name] = -found.states[node.name][1].hull[0]
+        elif isinstance(node.op, AtrLif):
+            sizes[node.name] = found.states[node.name][0].size
+    return {name: size / 2**SHIFT for name, size in sizes.items() if size / 2**SHIFT > LIMIT}
+
+
+def longest(graph: Graph, most: int) -> int:
+    """The largest number of time steps, up to ``most``, for which no potential leaves 24 bits, whatever the input
+    within the calibrated range. Charges grow by the same amount in each step."""
+    one, two = (ranges(graph, timesteps) for timesteps in (1, 2))
+    for node in graph.nodes:
+        if isinstance(node.op, CubaLif | AtrLif):
+            at = 0 if isinstance(node.op, AtrLif) else 1
+            (a, b), top = (found.states[node.name][at] for found in (one, two)), LIMIT * 2.0**SHIFT
+            ends = [(-a.low, -b.low)] if at else [(-a.low, -b.low), (a.high, b.high)]
+            for first, second in ends:
+                rise = second - first
+                with np.errstate(divide="ignore", invalid="ignore"):
+                    steps = np.where(rise > 0, (top - first) // rise + 1, np.where(first <= top, most, 0))
+                most = min(most, int(steps.min()))
+    return most
 
 
 def _check_state(graph: Graph, context: Context) -> None:
     """Say where 24 bits may not be enough. Simulation and Lava do the same then; but it is no longer the network."""
-    limit = (STATE - 1) >> SHIFT
-    unproved: dict[str, float] = {}
-    for node in graph.nodes:
-        if not isinstance(node.op, CubaLif | AtrLif):
-            continue
-        total, most, least = reach(graph, node, context.timesteps)
-        if total > limit:
-            text = f"what flows into `{node.name}` in one step may reach {total:,.0f}, and wraps around at {limit:,}"
-            hint = "calibrate with data that covers the input's range, or choose fewer weight_bits"
-            found = Diagnostic("SNN065", text, node.loc, Severity.WARNING, hint, limit=limit, found=total)
-            context.report(found)
-        charge = max(most, -least) if isinstance(node.op, AtrLif) else -least
-        if charge > limit:
-            unproved[node.name] = charge
-    if unproved:
+    found = ranges(graph, context.timesteps)
+    for name, total in sums(graph, found).items():
+        text = f"what flows into `{name}` in one step may reach {total:,.0f}, and wraps around at {LIMIT:,}"
+        hint = "calibrate with data that covers the input's range, or choose fewer weight_bits"
+        loc = graph[name].loc
+        context.report(Diagnostic("SNN065", text, loc, Severity.WARNING, hint, limit=LIMIT, found=total))
+    if unproved := charges(graph, found):
         worst = max(unproved, key=lambda name: unproved[name])
         names = ", ".join(f"`{name}`" for name in list(unproved)[:3]) + (", ..." if len(unproved) > 3 else "")
         text = (
             f"the potentials of {len(unproved)} layers ({names}) are not proved to stay within 24 bits: if all input "
             f"came at once in each of {context.timesteps} steps, those of `{worst}` would reach {unproved[worst]:,.0f} "
-            f"of {limit:,}, where they saturate, here and on the chip"
+            f"of {LIMIT:,}, where they saturate, here and on the chip"
         )
-        context.report(Diagnostic("SNN065", text, graph[worst].loc, Severity.NOTE, limit=limit, found=unproved[worst]))
+        context.report(Diagnostic("SNN065", text, graph[worst].loc, Severity.NOTE, limit=LIMIT, found=unproved[worst]))

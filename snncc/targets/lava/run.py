@@ -224,6 +224,11 @@ def read_input(path: Path, network: dict[str, Any], timesteps: int | None) -> tu
     steps = lengths.pop() if lengths else timesteps or network["timesteps"]
     if timesteps not in (None, steps):
         raise RunError(f"the inputs have {steps} time steps, --timesteps is {timesteps}")
+    if steps > network["longest"]:
+        raise RunError(
+            f"{steps} time steps: potentials are proved to fit their 24 bits for {network['longest']}, compiled were "
+            f"{network['timesteps']}; compile with timesteps={steps}"
+        )
     return [found[name] for name in wanted], samples.pop(), steps
 
 

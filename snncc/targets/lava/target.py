@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from importlib.metadata import version
@@ -16,6 +16,7 @@ import numpy as np
 from snncc.ir import CompileError, Diagnostic, Graph
 from snncc.ir.diagnostics import input_error
 from snncc.ir.loihi import SHIFT, STATE
+from snncc.ir.ranges import Ranges
 from snncc.ir.types import Array
 from snncc.passes.base import Pass
 from snncc.passes.calibrate import Calibrate
@@ -31,7 +32,16 @@ from snncc.passes.quantize_sigma_delta import QuantizeSigmaDelta
 from snncc.targets.base import Options, Target, Written, WrittenGraph
 from snncc.targets.lava import netx, readback
 from snncc.targets.lava.loihi2 import LOIHI2, NAMES, Partition, PlaceOnCores, partition
-from snncc.targets.lava.lower import AbsorbAffine, CheckSynapses, LowerNeurons, SeparateCurrents
+from snncc.targets.lava.lower import (
+    LIMIT,
+    AbsorbAffine,
+    CheckSynapses,
+    LowerNeurons,
+    SeparateCurrents,
+    charges,
+    longest,
+    sums,
+)
 from snncc.targets.lava.program import Program
 
 LARGEST = (STATE - 1) >> SHIFT  # of thresholds, currents and charges, in units of the synaptic sum
@@ -84,6 +94,14 @@ class Lava(Target):
         """From the traced graph to cores."""
         return _sigma_delta(options) if options.neuron == "sigma-delta" else _integrate_and_fire(options)
 
+    def beyond(self, graph: Graph, found: Ranges, timesteps: int) -> Iterator[tuple[str, str, str]]:
+        """Sums wrap around, and potentials saturate, at 24 bits."""
+        for name, size in sums(graph, found).items():
+            text = f"what flows into `{name}` in one step may reach {size:,.0f}, and wraps around at {LIMIT:,}"
+            yield "sum", name, text
+        for name, size in charges(graph, found).items():
+            yield "state", name, f"the potentials of `{name}` may reach {size:,.0f}, and saturate at {LIMIT:,}"
+
     def environments(self, graph: Graph, options: Options) -> tuple[str, ...]:
         """lava-dl's for netx; for processes lava-nc is enough."""
         return ("lava",) if self._form(_read(graph)[0], options)[0] == "netx" else ("lava", "lava-nc")
@@ -99,7 +117,9 @@ class Lava(Target):
         form, _ = self._form(program, options)
         files: dict[str, str | bytes] = {name: _text(name) for name in RUNNER}
         arrays: dict[str, Array] = {}
-        files["network.json"] = json.dumps(_description(program, form, options, arrays), indent=1) + "\n"
+        files["network.json"] = (
+            json.dumps(_description(program, form, options, arrays, longest(graph, MOST_STEPS)), indent=1) + "\n"
+        )
         if form == "netx":
             files["network.net"] = netx.write(program)
         else:
@@ -217,12 +237,16 @@ def _read(graph: Graph) -> tuple[Program, Partition]:
     return program, partition(program)
 
 
+MOST_STEPS = int(Options.RANGES["timesteps"][2])
+
+
 def _text(name: str) -> str:
     return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
-def _description(program: Program, form: str, options: Options, arrays: dict[str, Array]) -> dict[str, Any]:
-    """network.json; fills ``arrays``, which go into network.npz under the names that it gives."""
+def _description(program: Program, form: str, options: Options, arrays: dict[str, Array], most: int) -> dict[str, Any]:
+    """network.json; fills ``arrays``, which go into network.npz under the names that it gives. ``most``: time steps for
+    which all potentials are proved to fit."""
 
     def keep(name: str, array: Array) -> str:
         arrays[name] = array
@@ -233,6 +257,7 @@ def _description(program: Program, form: str, options: Options, arrays: dict[str
         "snncc": version("snncc"),
         "form": form,
         "timesteps": options.timesteps,
+        "longest": max(options.timesteps, most),
         "latency": program.latency,
         "inputs": [{"name": n, "shape": list(s), "message_bits": b} for n, s, b in program.inputs],
         **({"pulses": {"name": Program.PULSES, "messages": program.pulses}} if program.pulses else {}),

@@ -21,6 +21,7 @@ import networkx as nx
 import numpy as np
 
 from snncc.ir import Domain, Graph, Node, Param, PerChannel, Stage, ops
+from snncc.ir.ranges import ranges
 from snncc.ir.types import Array, identifier, per_channel
 
 EXACT = 2.0**24  # float32 holds all whole numbers up to it
@@ -84,52 +85,6 @@ def is_static(graph: Graph) -> dict[str, bool]:
     return static
 
 
-def bounds(graph: Graph, timesteps: int) -> tuple[dict[str, tuple[float, float]], dict[str, tuple[float, float]]]:
-    """Of every value, what its integers lie between in each step; and of every state, in all ``timesteps``."""
-    low_high: dict[str, tuple[float, float]] = {}
-    states: dict[str, tuple[float, float]] = {}
-    for node in graph.nodes:
-        op, store = node.op, graph.store
-        xs = [low_high[arg] for arg in node.args]
-        low, high = (min((x[0] for x in xs), default=0.0), max((x[1] for x in xs), default=0.0))
-        if isinstance(op, ops.Encode):
-            source = graph[node.args[0]].op
-            assert isinstance(source, ops.Input)
-            ends = [(end or 0.0) / op.unit for end in (source.low, source.high)]
-            low, high = min(np.floor(ends[0]), 0.0), max(np.ceil(ends[1]), 1.0)
-            if not node.type.integer:
-                low, high = low * op.unit, high * op.unit
-        elif isinstance(op, ops.Weighted):
-            weight = store[op.weight].astype(np.float64).reshape(op.weight.shape[0], -1)
-            bias = 0.0 if op.bias is None else store[op.bias]
-            up, down = np.maximum(weight, 0).sum(axis=1), np.minimum(weight, 0).sum(axis=1)
-            low, high = float((up * low + down * high + bias).min()), float((up * high + down * low + bias).max())
-        elif isinstance(op, ops.Add):
-            low, high = sum(x[0] for x in xs), sum(x[1] for x in xs)
-        elif isinstance(op, ops.SumPool):
-            low, high = low * prod(op.kernel), high * prod(op.kernel)
-        elif isinstance(op, ops.Pad):
-            low, high = min(low, op.value), max(high, op.value)
-        elif isinstance(op, ops.If | ops.Lif):
-            states[node.name] = _potential(op, low, high, timesteps, graph)
-            low, high = 0.0, 1.0 if node.type.integer else _most(node.type.unit, graph)
-        elif isinstance(op, ops.MaxPool) and not op.each_step:
-            states[node.name] = min(low, 0.0) * timesteps, max(high, 0.0) * timesteps
-        low_high[node.name] = low, high
-    return low_high, states
-
-
-def _potential(op: ops.If | ops.Lif, low: float, high: float, timesteps: int, graph: Graph) -> tuple[float, float]:
-    """What a potential lies between at the moment of firing, from where it starts."""
-    steps = float(timesteps)
-    if isinstance(op, ops.Lif) and op.decay < 1:
-        steps = min(steps, 1 / (1 - op.decay))
-    start = _most(op.v0, graph) if isinstance(op, ops.If) else 0.0
-    theta = _most(op.threshold, graph)
-    top = max(high, 0.0) * steps if op.reset == "subtract" else theta + max(high, 0.0)
-    return min(low, 0.0) * steps - start, max(top, theta)
-
-
 def _most(value: PerChannel, graph: Graph) -> float:
     return float(np.abs(np.asarray(graph.store[value] if isinstance(value, Param) else value, np.float64)).max())
 
@@ -137,7 +92,9 @@ def _most(value: PerChannel, graph: Graph) -> float:
 class _Lowering:
     def __init__(self, graph: Graph, form: str, timesteps: int, batch: int, monitor: tuple[str, ...]) -> None:
         self.graph, self.form, self.timesteps, self.batch, self.monitor = graph, form, timesteps, batch, monitor
-        self.bounds, self.states = bounds(graph, timesteps)
+        found = ranges(graph, timesteps)
+        self.bounds = {name: value.hull for name, value in found.values.items()}
+        self.states = {name: state[0].hull for name, state in found.states.items()}
         self.static = is_static(graph)
         self.exact = graph.stage is not Stage.SNN
         self.exponents = _exponents(graph, self.states) if self.exact else {}
