@@ -19,6 +19,7 @@ NETWORK: dict[str, Any] = {
     "snncc": "0",
     "form": "process",
     "timesteps": 8,
+    "longest": 100,
     "inputs": [{"name": "x", "shape": [2, 3], "message_bits": 0}, {"name": "z", "shape": [4], "message_bits": 8}],
     "populations": [],
 }
@@ -128,6 +129,7 @@ def test_inputs(tmp_path: Path) -> None:
         ({"x0": X, "x1": Z[1:]}, "the inputs differ in their numbers of samples: [4, 5]"),
         ({"x0": np.stack([X] * 6), "x1": np.stack([Z] * 7)}, "the inputs differ in their time steps: [6, 7]"),
         ({"x0": np.stack([X] * 6), "x1": Z, "timesteps": 5}, "the inputs have 6 time steps, --timesteps is 5"),
+        ({"x0": X, "x1": Z, "timesteps": 101}, "101 time steps: potentials are proved to fit their 24 bits for 100"),
     ],
 )
 def test_wrong_inputs(tmp_path: Path, arrays: dict[str, Any], said: str) -> None:

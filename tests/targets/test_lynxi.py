@@ -286,7 +286,7 @@ def test_options_that_the_contract_does_not_have() -> None:
         with pytest.raises(snncc.InputError, match=word):
             compiled_lenet(**options)
     assert compiled_lenet(batch=3, form="unrolled").options.batch == 3
-    with pytest.raises(snncc.CompileError, match="monitor='nobody' is no neuron") as raised:
+    with pytest.raises(snncc.CompileError, match="there is no neuron 'nobody' to monitor") as raised:
         compiled_lenet(monitor="nobody")
     assert "relu" in raised.value.diagnostics[-1].hint
 
