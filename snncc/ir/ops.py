@@ -418,16 +418,11 @@ class Weighted(Op):
 
     def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
         weight = store[self.weight].astype(np.float64)
-        y = self._weigh(xs[0], np.maximum(weight, 0.0), np.minimum(weight, 0.0), out)
-        if self.bias is None:
-            return y
-        bias = store[self.bias].astype(np.float64)
-        return (
-            Range(y.low + bias, y.high + bias) if len(bias) == len(y.low) else y + Range.of(bias.min(), bias.max(), out)
-        )
+        bias = np.zeros(len(weight)) if self.bias is None else store[self.bias].astype(np.float64)
+        return self._weigh(xs[0], np.maximum(weight, 0.0), np.minimum(weight, 0.0), bias, out)
 
-    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
-        """The range of the weighted sum; ``up`` are the weights above zero, ``down`` those below."""
+    def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
+        """The range of the weighted sum; ``up`` are the weights above zero, ``down`` those below, (O, ...)."""
         raise NotImplementedError(f"{type(self).__name__}._weigh")
 
 
@@ -471,11 +466,11 @@ class Conv2d(Weighted):
         y = y.reshape(g, n, h, w, o // g).transpose(1, 0, 4, 2, 3).reshape(n, o, h, w)
         return y if self.bias is None else y + store[self.bias][:, None, None]
 
-    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+    def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
         x = x.or_zero if any(self.padding) else x
         up, down = up.sum(axis=(2, 3)), down.sum(axis=(2, 3))
         low, high = (over_inputs(self, end)[:, :, 0, 0] for end in (x.low, x.high))
-        return _sums(up, down, low, high)
+        return _sums(up, down, low, high) + Range(bias, bias)
 
 
 @dataclass(frozen=True)
@@ -498,11 +493,12 @@ class Linear(Weighted):
         y = xs[0] @ store[self.weight].astype(np.float64).T
         return np.asarray(y if self.bias is None else y + store[self.bias])
 
-    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
+    def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
         if len(out.shape) == 1:
-            return _sums(up, down, x.low, x.high)
-        rows = [x.times(w.sum()) + x.times(v.sum()) for w, v in zip(up, down, strict=True)]  # a channel's features
-        return reduce(Range.within, rows)
+            return _sums(up, down, x.low, x.high) + Range(bias, bias)
+        # A channel's features share its range.
+        rows = zip(up.sum(axis=1), down.sum(axis=1), bias, strict=True)
+        return reduce(Range.within, (x.times(w) + x.times(v) + Range.of(b, b, out) for w, v, b in rows))
 
 
 @dataclass(frozen=True)
@@ -524,8 +520,8 @@ class Affine(Weighted):
         y = xs[0] * per_channel(self.weight, store, rank)
         return np.asarray(y if self.bias is None else y + per_channel(self.bias, store, rank))
 
-    def _weigh(self, x: Range, up: Array, down: Array, out: Type) -> Range:
-        return x.times(up + down)
+    def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
+        return x.times(up + down) + Range(bias, bias)
 
 
 def over_inputs(op: Weighted, values: Array) -> Array:

@@ -62,6 +62,7 @@ class Quantize(Pass):
         resolution: thresholds are at most this, times the largest integer that their neuron's layers read.
         potentials: the lowest and highest potential, for hardware that fires event by event and adds biases on a clock:
             no more is reached, by a bound, in all time steps, if no weight is larger than the threshold.
+        currents: layers may read what is not sent by neurons: then all that is concatenated is brought to like units.
     """
 
     weight_bits: int = 8
@@ -81,6 +82,7 @@ class Quantize(Pass):
     inner_max: int | None = None
     resolution: int | None = None
     potentials: tuple[int, int] | None = None
+    currents: bool = True
     name: ClassVar[str] = "quantize"
     requires: ClassVar[tuple[Stage, ...]] = (Stage.SNN,)
     ensures: ClassVar[Stage] = Stage.INT
@@ -137,22 +139,30 @@ def _joins(graph: Graph, reader: Node, name: str, apart: set[str]) -> bool:
     return _is_current(graph, name) and not (reader.name in apart and (shared or pooled))
 
 
-def _with_rescales(graph: Graph, apart: set[str]) -> Graph:
+def _with_rescales(graph: Graph, apart: set[str], currents: bool) -> Graph:
     """Give every operand of a sum or a neuron that has a unit of its own (such as the spikes of a shortcut) a weight of
     one: an ``affine``, which quantization then scales to the group's unit. The sums ``apart`` give one to operands that
     others read, or that may pool such, too.
 
-    Spikes that are concatenated with currents get one as well. A spike is the integer 1, a current many units: a layer
-    that reads both could have one scale of weights only, and those of its currents would be left without bits."""
+    Where ``currents`` can be read by layers, what is concatenated gets one as well. A spike is the integer 1, an input
+    some hundred, a sum many more: a layer that reads more than one kind has one scale of weights, and those of the
+    larger integers would be left without bits."""
+    kinds: dict[str, set[str]] = {}  # of what a value consists, moved or pooled
+    for node in graph.nodes:
+        cut = isinstance(node.op, (*NEURONS, ops.Encode, ops.Input, ops.Ones))
+        parts = {"sum"} if _is_current(graph, node.name) else {node.type.domain.value} if cut else set[str]()
+        kinds[node.name] = parts or parts.union(*(kinds[arg] for arg in node.args))
 
     def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-        spikes = [graph[arg].type.domain is Domain.SPIKE for arg in node.args]
-        mixed = isinstance(node.op, ops.Concat) and any(spikes) and not all(spikes)
+        summed = ["sum" in kinds[arg] for arg in node.args]
+        mixed = (
+            currents and isinstance(node.op, ops.Concat) and len(set().union(*(kinds[arg] for arg in node.args))) > 1
+        )
         if not mixed and not isinstance(node.op, ops.Add | ops.If | ops.Lif | SigmaDelta):
             return None
         scaled = []
-        for old, new, spike in zip(node.args, args, spikes, strict=True):
-            if not spike if mixed else _joins(graph, node, old, apart):
+        for old, new, is_sum in zip(node.args, args, summed, strict=True):
+            if is_sum if mixed else _joins(graph, node, old, apart):
                 scaled.append(new)
                 continue
             one = builder.store.put("one", np.ones(builder.type(new).shape[0], np.float32))
@@ -189,12 +199,12 @@ def _groups(graph: Graph) -> dict[str, Group]:
     return groups
 
 
-def _grouped(graph: Graph) -> tuple[Graph, dict[str, Group]]:
+def _grouped(graph: Graph, currents: bool) -> tuple[Graph, dict[str, Group]]:
     """The graph with rescales, and its groups, none of which needs its own unit to choose it, or is pooled and added to
     itself."""
     apart: set[str] = set()
     while True:
-        scaled = _with_rescales(graph, apart)
+        scaled = _with_rescales(graph, apart, currents)
         groups = _groups(scaled)
         needs: nx.DiGraph[int] = nx.DiGraph()
         for name, group in groups.items():
@@ -227,7 +237,7 @@ class Lowering:
 
     def __init__(self, options: Quantize, graph: Graph, context: Context) -> None:
         self.options, self.context = options, context
-        self.graph, self.groups = _grouped(graph)
+        self.graph, self.groups = _grouped(graph, options.currents)
         self.builder = Builder(self.graph)
         self.store: Store = graph.store
         self.rescales = {node.name for node in self.graph.nodes} - graph.by_name.keys()
@@ -395,11 +405,11 @@ class Lowering:
         biases = np.maximum(biases, bias)
         step = np.maximum(weights, biases / self._limit(self.options.bias_bits))
         if not group.neurons:
-            finest = np.maximum(step, rows / limit(self._width(node)))
-            typical = _median(finest)
+            typical = _median(np.maximum(step, rows / limit(self._width(node))))
             behind = [self._room(reader, typical) for reader in self._readers(group)] if typical else []
-            room, layers = min(behind, default=(inf, 0))
-            return room, layers + 1
+            used = (rows > 0) & (step > 0)
+            own = log2(_median(rows[used] / step[used])) if used.any() else inf
+            return min([(own, 1), *((room, layers + 1) for room, layers in behind)])
         thetas = self._thetas(group, len(rows))
         step = np.maximum(step, np.max(thetas, axis=0) / self._most_theta)
         theta = np.min(thetas, axis=0)

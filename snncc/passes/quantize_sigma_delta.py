@@ -69,7 +69,11 @@ class QuantizeSigmaDelta(Pass):
     def widths(self) -> Quantize:
         """The part that is quantize's: how weights and inputs become integers."""
         return Quantize(
-            self.weight_bits, input_bits=self.input_bits, min_bits=self.min_bits, scale_bits=self.scale_bits
+            self.weight_bits,
+            input_bits=self.input_bits,
+            min_bits=self.min_bits,
+            scale_bits=self.scale_bits,
+            currents=False,
         )
 
     def run(self, graph: Graph, context: Context) -> Graph:

@@ -39,7 +39,7 @@ class Reference(Target):
             LowerActivations(options.encoding or "constant", options.reset, v0, seed=options.seed),
             LowerPooling(),
             *([CalibrateReset()] if hard else []),
-            Quantize(bits, bias_bits=wide, threshold_bits=wide, scale_bits=max(16, bits)),
+            Quantize(bits, bias_bits=max(24, wide), threshold_bits=wide, scale_bits=max(16, bits)),
         ]
 
     def limits(self) -> dict[str, Any]:

@@ -211,6 +211,7 @@ def _integrate_and_fire(options: Options) -> list[Pass]:
             state_bits=18,
             # A product of weight and input has to fit under the threshold, which for ATRLIF has some 12 bits.
             input_bits=8 if hard else 6,
+            currents=False,
         ),
         LowerNeurons(),
         PlaceOnCores(oversize=options.oversize),
