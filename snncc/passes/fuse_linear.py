@@ -220,6 +220,8 @@ class _Fusion:
         """The value of a linear operation. Raises Mixed, and NotLinear for another one."""
         op, store = node.op, self.graph.store
         operands = [self.parts[arg] for arg in node.args]
+        if any(len(each.type.shape) > 3 for each in (node, *self.graph.producers(node))):
+            raise NotLinear
         match op:
             case ops.Flatten():
                 return operands[0]

@@ -441,7 +441,8 @@ class Lowering:
         rise = np.zeros(len(states))
         for node in group.members:
             if isinstance(node.op, ops.Weighted):
-                rise = rise + self._real_bias(node) / group.factor[node.name]
+                bias = self._real_bias(node) / group.factor[node.name]
+                rise = rise + (bias.max() if _along_last(node) else bias)  # all channels share those along an axis
         top = np.max([*thetas, states], axis=0) + steps * np.maximum(rise, 0)
         rounding = np.where(rise > 0, steps / 2, 0)  # half a unit in every step
         high, low = o.potentials[1] - limit(o.weight_bits) - rounding, -o.potentials[0] - limit(o.weight_bits)

@@ -34,6 +34,12 @@ FOUND = {
     "numbers too close for a histogram": chain(  # seed 0: the explorer's page is written
         "reference", (2,), "nn.Linear(2, 1)", edits=("model.layer0.bias.mul_(1e6)",), samples=2
     ),
+    "a channel of a map": chain("speck2b", (2, 1, 1), "{0}[:, 1]"),
+    "channels in front of a layer along the width": chain(
+        "speck2b", (2, 1, 1), "{0}.chunk(2, 1)[0]", "nn.Linear(1, 1)"
+    ),
+    "five axes": chain("dynapcnn", (2, 1, 1), "{0}.unflatten(1, (-1, 1))", "{0}.chunk(2, 1)[0]"),
+    "a layer along the last axis": chain("dynapcnn", (2, 1), "nn.Linear(1, 4)"),
     # What was written could not be read back.
     "a negative padding": chain("lynxi", (1, 2, 3), "F.pad({0}, (1, -1))"),
     "ones beside spikes": chain(

@@ -297,11 +297,13 @@ class InsertRelays(Pass):
 
 
 def _sliced(builder: Builder, node: Node, op: ops.Slice, args: tuple[str, ...]) -> str:
-    (_, y, left), (_, sy, sx), x = op.start, op.step, builder.type(args[0])
-    kernel = np.zeros((x.shape[0], 1, y + 1, left + 1), np.int8)  # depthwise; its last weight is the slice's
-    kernel[:, :, y, left] = 1
+    (first, y, left), (every, sy, sx), x = op.start, op.step, builder.type(args[0])
+    channels = np.arange(x.shape[0])[first : op.stop[0] : every]
+    depthwise = len(channels) == x.shape[0]
+    kernel = np.zeros((len(channels), 1 if depthwise else x.shape[0], y + 1, left + 1), np.int8)
+    kernel[np.arange(len(channels)), 0 if depthwise else channels, y, left] = 1  # the last weight is the slice's
     weight = builder.store.put(f"{node.name}.one", kernel)
-    conv = ops.Conv2d(weight, None, (sy, sx), groups=x.shape[0])
+    conv = ops.Conv2d(weight, None, (sy, sx), groups=x.shape[0] if depthwise else 1)
     one = builder.add(builder.unique(f"{node.name}.copy"), conv, args, node.loc, x.unit)
     return builder.add(node.name, ops.If(1, v_min=-1), (one,), node.loc)
 
