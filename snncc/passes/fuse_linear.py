@@ -220,7 +220,7 @@ class _Fusion:
         """The value of a linear operation. Raises Mixed, and NotLinear for another one."""
         op, store = node.op, self.graph.store
         operands = [self.parts[arg] for arg in node.args]
-        if any(len(each.type.shape) > 3 for each in (node, *self.graph.producers(node))):
+        if any(len(each.type.shape) not in (1, 3) for each in (node, *self.graph.producers(node))):
             raise NotLinear
         match op:
             case ops.Flatten():
