@@ -116,5 +116,6 @@ def neurons(compiled: snncc.CompiledModel) -> list[str]:
 
 def monitored(network: Any, x: Array, **options: Any) -> snncc.CompiledModel:
     """The network compiled for Lynxi, so that every neuron is an output as well."""
+    options = {"selfcheck": False, **options}
     first = snncc.compile(network, "lynxi", calibration=x, **options)
     return snncc.compile(network, "lynxi", calibration=x, monitor=neurons(first), **options)

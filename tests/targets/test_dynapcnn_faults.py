@@ -25,7 +25,9 @@ from snncc.targets.dynapcnn.placement import Demand, Plan, Search
 
 
 def compiled(net: nn.Module, x: Tensor, chip: str = "speck2b", **options: Any) -> tuple[snncc.CompiledModel, Config]:
-    model = snncc.compile(net.eval(), chip, calibration=x, **{"bias": "keep", "threshold": "max", **options})
+    model = snncc.compile(
+        net.eval(), chip, calibration=x, **{"bias": "keep", "threshold": "max", "selfcheck": False, **options}
+    )
     config = model.target.config(model.graph, model.options)  # type: ignore[attr-defined]
     assert problems(config) == []
     return model, config

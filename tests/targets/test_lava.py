@@ -37,13 +37,13 @@ TAKEN = [name for name in ZOO if name not in ("vgg", "resnet18", "functional")]
 @lru_cache
 def compiled(name: str, reset: str) -> tuple[CompiledModel, Array]:
     x = np.asarray(example_input(ZOO[name].input_shape, 2, seed=1))
-    return snncc.compile(build(name), "lava", calibration=x, reset=reset, timesteps=T, bias="keep"), x
+    return snncc.compile(build(name), "lava", calibration=x, reset=reset, timesteps=T, bias="keep", selfcheck=False), x
 
 
 def generated(seed: int, **options: Any) -> tuple[CompiledModel, Array]:
     model, shape = lava_network(np.random.default_rng(seed))
     x = np.random.default_rng(seed).standard_normal((3, *shape)).astype(np.float32)
-    return snncc.compile(model, "lava", calibration=x, timesteps=T, bias="keep", **options), x
+    return snncc.compile(model, "lava", calibration=x, timesteps=T, bias="keep", selfcheck=False, **options), x
 
 
 def drifting(reset: str = "subtract", **options: Any) -> CompiledModel:

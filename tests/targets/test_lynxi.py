@@ -98,7 +98,9 @@ X = np.random.default_rng(0).random((8, 1, 8, 8), dtype=np.float32)
 
 
 def compiled_lenet(**options: Any) -> snncc.CompiledModel:
-    return snncc.compile(lenet(), "lynxi", calibration=X, **{"timesteps": 6, "bias": "keep", **options})
+    return snncc.compile(
+        lenet(), "lynxi", calibration=X, **{"timesteps": 6, "bias": "keep", "selfcheck": False, **options}
+    )
 
 
 def test_reloaded_torchscript_keeps_every_save_and_reset() -> None:
