@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +22,8 @@ import numpy as np
 from snncc.ir import CompileError, Diagnostic, Graph, Node, ops, parse
 from snncc.ir.interp import encoded
 from snncc.ir.loihi import SHIFT, UNITY, AtrLif, CubaLif, Delta, Sigma, SigmaDelta, bias_of
-from snncc.ir.types import Array, Loc, Param, Store, per_channel
+from snncc.ir.ranges import ranges
+from snncc.ir.types import Array, Loc, Param, Range, Store, per_channel
 from snncc.targets.base import Written, WrittenGraph
 
 if TYPE_CHECKING:
@@ -363,24 +363,15 @@ class _Comparison:
         return self._sums(xs) >= self.form.exact
 
     def _sums(self, xs: Sequence[Array]) -> float:
-        """The largest sum of sizes in one step, with every neuron sending one."""
-        most, size, given = 0.0, dict[str, float](), iter(xs)
-        for node in self.graph.nodes:
-            if isinstance(node.op, ops.Input):
-                size[node.name] = 0.0
-            elif isinstance(node.op, ops.Encode):
-                size[node.name] = float(np.abs(next(given)).max(initial=0))
-            elif isinstance(node.op, NEURONS):
-                size[node.name] = 1.0
-            elif isinstance(node.op, ops.Weighted):
-                rows = np.abs(self.graph.value(node.op.weight).astype(np.float64)).reshape(node.op.weight.shape[0], -1)
-                bias = 0.0 if node.op.bias is None else np.abs(self.graph.value(node.op.bias))
-                size[node.name] = float((rows.sum(1) * size[node.args[0]] + bias).max())
-            else:
-                area = prod(node.op.kernel) if isinstance(node.op, ops.SumPool) else 1
-                size[node.name] = area * sum(size[arg] for arg in node.args)
-            most = max(most, size[node.name])
-        return most
+        """Upper bound on the sums of one step."""
+        given = iter(xs)
+        known = {
+            n.name: Range.of(x.min(initial=0.0), x.max(initial=0.0), n.type)
+            for n in self.graph.nodes
+            if isinstance(n.op, ops.Encode)
+            for x in [next(given)]
+        }
+        return max(value.size for value in ranges(self.graph, 1, known).values.values())
 
 
 def _same(ours: Array, other: Array, timed: bool = False) -> bool:

@@ -419,7 +419,8 @@ class Weighted(Op):
     def bounds(self, xs: Sequence[Range], out: Type, store: Store, timesteps: int) -> Range:
         weight = store[self.weight].astype(np.float64)
         bias = np.zeros(len(weight)) if self.bias is None else store[self.bias].astype(np.float64)
-        return self._weigh(xs[0], np.maximum(weight, 0.0), np.minimum(weight, 0.0), bias, out)
+        # With zero, in whatever order the products are added up, no sum on the way leaves the range.
+        return self._weigh(xs[0].or_zero, np.maximum(weight, 0.0), np.minimum(weight, 0.0), bias, out)
 
     def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
         """The range of the weighted sum; ``up`` are the weights above zero, ``down`` those below, (O, ...)."""
@@ -467,7 +468,6 @@ class Conv2d(Weighted):
         return y if self.bias is None else y + store[self.bias][:, None, None]
 
     def _weigh(self, x: Range, up: Array, down: Array, bias: Array, out: Type) -> Range:
-        x = x.or_zero if any(self.padding) else x
         up, down = up.sum(axis=(2, 3)), down.sum(axis=(2, 3))
         low, high = (over_inputs(self, end)[:, :, 0, 0] for end in (x.low, x.high))
         return _sums(up, down, low, high) + Range(bias, bias)

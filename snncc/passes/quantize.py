@@ -24,7 +24,8 @@ import numpy as np
 from snncc.ir import Diagnostic, Domain, Graph, Loc, Node, Param, PerChannel, Severity, Stage, Store, Type, ops
 from snncc.ir.interp import EXACT
 from snncc.ir.loihi import Sigma, SigmaDelta
-from snncc.ir.types import Array
+from snncc.ir.ranges import ranges
+from snncc.ir.types import Array, Range
 from snncc.passes.base import Context, Pass, Relation
 from snncc.passes.rewrite import Builder, rebuild, units_fit
 
@@ -705,46 +706,17 @@ def _peak(source: ops.Input) -> float:
 
 
 def _check_growth(graph: Graph, context: Context) -> None:
-    """Report integers that may not be exact any more, by a bound on every value: layers without neurons between them
-    multiply."""
-    bounds: dict[str, float] = {}
+    """Report the first integers that may not be exact any more: layers without neurons between them multiply."""
+    unknown = [n for n in graph.inputs if isinstance(n.op, ops.Input) and n.op.high is None]  # no calibration
+    found = ranges(graph, context.timesteps, {node.name: Range.of(-1.0, 1.0, node.type) for node in unknown})
     for node in graph.nodes:
-        op, store = node.op, graph.store
-        x = [bounds[arg] for arg in node.args]
-        bound = max(x, default=0.0)
-        inside = 0.0  # a state's
-        if isinstance(op, ops.Encode):
-            source = graph[node.args[0]].op
-            assert isinstance(source, ops.Input)
-            bound = max(1.0, ceil(_peak(source) / op.unit))
-        elif isinstance(op, ops.Weighted):
-            weight = np.abs(store[op.weight]).reshape(op.weight.shape[0], -1)
-            bound = x[0] * weight.sum(axis=1, dtype=np.float64).max() + _largest(
-                store[op.bias] if op.bias is not None else 0.0
-            )
-        elif isinstance(op, ops.Add):
-            bound = sum(x)
-        elif isinstance(op, ops.SumPool):
-            bound = x[0] * prod(op.kernel)
-        elif isinstance(op, ops.Pad):
-            bound = max(x[0], abs(op.value))
-        elif isinstance(op, ops.If):
-            v0, theta = (_largest(store[v] if isinstance(v, Param) else v) for v in (op.v0, op.threshold))
-            bound, inside = 1.0, v0 + context.timesteps * (x[0] + theta)
-        elif isinstance(op, ops.Lif):
-            bound = 1.0
-        elif isinstance(op, ops.MaxPool) and not op.each_step:
-            inside = x[0] * context.timesteps  # it compares sums over time
-        if (found := max(bound, inside)) >= EXACT:
-            message = f"the integers of `{node.name}` may reach {found:.3g}, more than can be exact"
+        held = found.states.get(node.name, ()) if not isinstance(node.op, ops.Lif) else ()  # a float32 of its own
+        most = max(value.size for value in (found.values[node.name], *held))
+        if node.type.integer and most >= EXACT:
+            message = f"the integers of `{node.name}` may reach {most:.3g}, more than can be exact"
             hint = "put an activation between linear layers, or choose fewer weight_bits"
-            context.report(Diagnostic("SNN042", message, node.loc, hint=hint, limit=EXACT, found=found))
-            bound = 1.0  # once is enough
-        bounds[node.name] = bound
-
-
-def _largest(value: Array | float) -> float:
-    return float(np.abs(np.asarray(value, np.float64)).max(initial=0.0))
+            context.report(Diagnostic("SNN042", message, node.loc, hint=hint, limit=EXACT, found=most))
+            return
 
 
 # --- the classical quantizers, by name ------------------------------------------------------------------------------
