@@ -213,6 +213,8 @@ ELSEWHERE = {
     **{f"SNN{number:03}": CHIP for number in (48, *range(50, 67))},
     "SNN008": "how a model is given: tests/frontend",
     "SNN009": "how a model is given: tests/frontend",
+    "SNN043": "more steps than compiled for: tests/targets/test_lava.py",
+    "SNN044": "larger inputs than compiled for: tests/targets/test_lava.py",
     **{f"SNN{number:03}": "what integers lose: tests/passes/test_quantize.py" for number in (40, 41, 42)},
     "SNN046": "the hint has been tried by the compile itself: tests/test_selfcheck.py",
     "SNN071": "files of the command line: tests/test_cli.py",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import operator
+import random
 import sys
 import warnings
 from collections import OrderedDict
@@ -18,15 +19,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
+from types import FrameType, SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from snncc.frontend.places import constructed_at, is_users, users_place
+from snncc.frontend.places import Place, constructed_at, is_users, users_place
 from snncc.frontend.recorder import Recorder, Refused, ShapeUnknown, Value, is_torchs
 from snncc.frontend.spiking import as_network, is_neuron, lower
 from snncc.frontend.torch_ops import LAYERS, TABLE, BatchSize, Entry, hint
@@ -574,7 +576,11 @@ def check_against(
     with untouched(model), as_network(model):
         try:
             # Copies: a model may change its input in place.
-            outputs = pytree.tree_leaves(model(*(x.detach().clone().to(device or x.device) for x in xs)))
+            copies = [x.detach().to(device or x.device) for x in xs]
+            before = _random_states()
+            outputs = pytree.tree_leaves(model(*(x.clone() for x in copies)))
+            if _random_states() != before and (drawn := _drawn(model, copies, outputs)):
+                return drawn
         except Exception as error:  # noqa: BLE001 (the user's code runs here: it may raise anything)
             place = users_place(error.__traceback__) or constructed_at(model)
             message = f"the model fails on the example input: {type(error).__name__}: {error}"
@@ -597,6 +603,41 @@ def check_against(
                 hint = "does the model do something that depends on data, or on a hook?"
                 found.append(Diagnostic("SNN006", message, node.loc, hint=hint))
     return found
+
+
+def _random_states() -> tuple[Any, ...]:
+    """Of everything that a forward may draw random numbers from, on the host."""
+    _, keys, position, *_ = np.random.get_state()  # noqa: NPY002 (the user's code may draw from it)
+    return torch.random.get_rng_state().numpy().tobytes(), np.asarray(keys).tobytes(), position, random.getstate()
+
+
+class _Watch(TorchDispatchMode):
+    """Finds the user's line that draws random numbers."""
+
+    place: Place | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        before = torch.random.get_rng_state()
+        result = func(*args, **(kwargs or {}))
+        if self.place is None and not torch.equal(before, torch.random.get_rng_state()):
+            frame: FrameType | None = sys._getframe(1)
+            while frame is not None and not is_users(frame):
+                frame = frame.f_back
+            self.place = (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+        return result
+
+
+def _drawn(model: nn.Module, xs: Sequence[Tensor], outputs: Sequence[Any]) -> list[Diagnostic]:
+    """Whether the random numbers that a forward draws change its outputs: those of the trace would stand for all."""
+    with _Watch() as watch:  # type: ignore[no-untyped-call]
+        again = [pytree.tree_leaves(model(*(x.clone() for x in xs))) for _ in range(3)]
+    tensors = [[x for x in found if isinstance(x, Tensor)] for found in (outputs, *again)]
+    if all(torch.equal(a, b) for other in tensors for a, b in zip(tensors[0], other, strict=False)):
+        return []
+    place = watch.place or constructed_at(model)
+    message = "the model's forward draws random numbers, in eval mode, too; compiled, they would be always the same"
+    hint = "draw them only `if self.training`, or give them to forward as an input"
+    return [Diagnostic("SNN009", message, Loc((Source("", *place),)) if place else Loc(), hint=hint)]
 
 
 def _array(x: Tensor) -> Array:

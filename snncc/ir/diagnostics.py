@@ -22,6 +22,7 @@ CODES: dict[str, str] = {
     "SNN006": "traced graph that disagrees with the model",
     "SNN007": "option of an operation that the compiler does not know",
     "SNN008": "model that cannot be traced",
+    "SNN009": "random numbers in forward",
     "SNN010": "activation without calibration",
     "SNN011": "calibration data that cannot be used",
     "SNN012": "input that the encoding cannot express",

@@ -981,3 +981,31 @@ def test_scripted_models_are_refused() -> None:
     scripted = torch.jit.script(nn.Linear(3, 3))
     (problem,) = refused(scripted, data(3))
     assert problem.code == "SNN008" and "torch.jit" in problem.message
+
+
+def noisy(x: Tensor) -> Tensor:
+    return x + torch.randn(1)  # this line draws
+
+
+def gated(x: Tensor) -> Tensor:
+    return x * torch.rand(1)  # this line draws
+
+
+def dropped(x: Tensor) -> Tensor:
+    return F.dropout(torch.ones(3), 0.5, training=True) * x  # this line draws
+
+
+@pytest.mark.parametrize("forward", [noisy, gated, dropped])
+def test_random_numbers_in_forward_are_an_error(forward: Callable[[Tensor], Tensor]) -> None:
+    """They were those of the trace, for ever."""
+    state = torch.random.get_rng_state()
+    (found,) = refused(Net(forward), data(3))
+    assert found.code == "SNN009" and "self.training" in found.hint
+    assert [(s.file, s.line) for s in found.loc] == [(__file__, line_of(forward, "this line draws"))]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_random_numbers_of_numpy_are_an_error() -> None:
+    (found,) = refused(Net(lambda x: x + float(np.random.rand())), data(3))  # noqa: NPY002
+    assert found.code == "SNN009"
+    faithful(nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5)), data(3))

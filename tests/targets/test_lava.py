@@ -273,3 +273,25 @@ def test_the_report_counts_biases_that_are_in_the_neurons(options: dict[str, Any
     x = np.random.default_rng(0).random((4, 1, 6, 6)).astype(np.float32)
     rows = snncc.compile(net, "lava", calibration=x, timesteps=T, **options).report
     assert [row["biases"] for row in rows if row["layer"] in ("conv2d_0", "linear_3")] == [5, last]
+
+
+@pytest.mark.parametrize("target", ["reference", "lava", "lynxi", "speck2f"])
+@pytest.mark.parametrize("zero", [0, 3])
+def test_layers_of_zeros_give_numbers(target: str, zero: int) -> None:
+    """An all-zero layer in front of a linear one gave NaN."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2), nn.ReLU()
+    )
+    nn.init.zeros_(net[zero].weight)
+    nn.init.zeros_(net[zero].bias)
+    x = np.random.default_rng(0).random((8, 1, 4, 4)).astype(np.float32)
+    try:
+        model = snncc.compile(net, target, calibration=x, bias="keep", timesteps=32, selfcheck=False)
+    except CompileError as error:
+        assert target == "speck2f"
+        assert {d.code for d in errors(error.diagnostics)} <= {"SNN066"}
+        return
+    with torch.no_grad():
+        wanted = net(torch.from_numpy(x)).numpy()
+    for got in model.simulate(x).output, model.network(x, "int"):
+        np.testing.assert_allclose(got, wanted, atol=0.05 * np.abs(wanted).max() + 1e-9)
