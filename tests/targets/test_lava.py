@@ -275,7 +275,7 @@ def test_the_report_counts_biases_that_are_in_the_neurons(options: dict[str, Any
     assert [row["biases"] for row in rows if row["layer"] in ("conv2d_0", "linear_3")] == [5, last]
 
 
-@pytest.mark.parametrize("target", ["reference", "lava", "lynxi", "speck2f"])
+@pytest.mark.parametrize("target", ["reference", "lava", "lynxi"])  # chips take no core without weights
 @pytest.mark.parametrize("zero", [0, 3])
 def test_layers_of_zeros_give_numbers(target: str, zero: int) -> None:
     """An all-zero layer in front of a linear one gave NaN."""
@@ -285,12 +285,7 @@ def test_layers_of_zeros_give_numbers(target: str, zero: int) -> None:
     nn.init.zeros_(net[zero].weight)
     nn.init.zeros_(net[zero].bias)
     x = np.random.default_rng(0).random((8, 1, 4, 4)).astype(np.float32)
-    try:
-        model = snncc.compile(net, target, calibration=x, bias="keep", timesteps=32, selfcheck=False)
-    except CompileError as error:
-        assert target == "speck2f"
-        assert {d.code for d in errors(error.diagnostics)} <= {"SNN066"}
-        return
+    model = snncc.compile(net, target, calibration=x, bias="keep", timesteps=32, selfcheck=False)
     with torch.no_grad():
         wanted = net(torch.from_numpy(x)).numpy()
     for got in model.simulate(x).output, model.network(x, "int"):
