@@ -292,9 +292,10 @@ class _Check:
             return
         if self.truth is None or self.own or self.random or any(map(_leaky, graph.nodes)):
             return
-        folded = self.outputs_of("folded")
-        for a, b, truth in zip(self.whole, long, folded, strict=True):
-            before, after = _off(a, truth), _off(b, truth)
+        folded = self.compiled.stages["folded"]
+        wanted, seen = self.expected(folded, self.xs), self.expected(folded, self.sample)
+        for a, b, truth, usual in zip(self.whole, long, wanted, seen, strict=True):
+            before, after = _off(a, truth, usual), _off(b, truth, usual)
             if after > max(2 * before, SLACK * ERROR):
                 raise Wrong(
                     "steps",
@@ -343,10 +344,10 @@ class _Check:
         beyond = any(np.abs(new).max() > 1.2 * np.abs(old).max() for new, old in zip(wanted, seen, strict=True))
         if steps or beyond:  # calibration data said nothing about the like
             return
-        for i, (mine, theirs) in enumerate(zip(self.whole, wanted, strict=True)):
+        for i, (mine, theirs, usual) in enumerate(zip(self.whole, wanted, seen, strict=True)):
             classes = mine.ndim in (2, 4) and mine.shape[1] > 1
             limit = SLACK * (ERROR if classes else ERROR_PLAIN)
-            if (off := _off(mine, theirs)) > limit:
+            if (off := _off(mine, theirs, usual)) > limit:
                 raise Wrong("silent", "simulated", f"output {i} is off by {off:.3g} of its size; said: {sorted(said)}")
         if self.own or said & {*TAKEN}:
             return
@@ -414,9 +415,11 @@ def _tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
     return outputs if isinstance(outputs, tuple) else (outputs,)
 
 
-def _off(mine: Array, theirs: Array) -> float:
-    """The relative distance (2-norm)."""
+def _off(mine: Array, theirs: Array, usual: Array | None = None) -> float:
+    """The distance (2-norm), relative to the size, at least to what is usual for so many values."""
     size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(mine - theirs))
+    if usual is not None:
+        size = max(size, float(np.linalg.norm(usual)) * (theirs.size / usual.size) ** 0.5)
     return off if off == 0 else off / size if size else float("inf") if off > 1e-6 else 0.0
 
 

@@ -39,6 +39,7 @@ FOUND = {
         "speck2b", (2, 1, 1), "{0}.chunk(2, 1)[0]", "nn.Linear(1, 1)"
     ),
     "five axes": chain("dynapcnn", (2, 1, 1), "{0}.unflatten(1, (-1, 1))", "{0}.chunk(2, 1)[0]"),
+    "one column": chain("dynapcnn", (1, 3, 3), "torch.relu({0})", "{0}[:, :, :, 0]", "nn.Linear(3, 2)"),
     "two axes": chain("speck2f", (1, 2), "{0} + {0}"),
     "a layer along the last axis": chain("dynapcnn", (2, 1), "nn.Linear(1, 4)"),
     # What was written could not be read back.

@@ -266,7 +266,7 @@ class InsertRelays(Pass):
         wires, made = Reader(graph, self.chip).wires, dict[str, str]()  # the relays of what the host sends
 
         def visit(builder: Builder, node: Node, args: tuple[str, ...]) -> str | None:
-            if isinstance(node.op, ops.Slice) and len(node.type.shape) == 3 and node.args[0] in wires:
+            if isinstance(node.op, ops.Slice) and _to_the_end(node.op, graph[node.args[0]]) and node.args[0] in wires:
                 return _sliced(builder, node, node.op, args)
             hosts = [all(w.host for w in wires.get(arg, ())) for arg in node.args]
             if self.chip.adds or not isinstance(node.op, ops.Concat) or all(hosts) or not any(hosts):
@@ -294,6 +294,12 @@ class InsertRelays(Pass):
         if len(parts) == 1:
             return parts[0]
         return builder.add(builder.unique(f"{value}.relayed"), ops.Concat(), tuple(parts), node.loc)
+
+
+def _to_the_end(op: ops.Slice, source: Node) -> bool:
+    """Whether a slice of a map leaves out no row or column behind those that it takes, which a stride would read."""
+    axes = zip(op.start[1:], op.stop[1:], op.step[1:], source.type.shape[1:], strict=True)
+    return len(op.stop) == 3 and all(len(range(a, b, step)) == len(range(a, n, step)) for a, b, step, n in axes)
 
 
 def _sliced(builder: Builder, node: Node, op: ops.Slice, args: tuple[str, ...]) -> str:
