@@ -16,7 +16,7 @@ import numpy as np
 from snncc.compilation import Compilation
 from snncc.compiled import CompiledModel, as_arrays
 from snncc.ir import CompileError, Diagnostic, Graph, SnnccError, Stage
-from snncc.ir.diagnostics import errors, input_error, render_all
+from snncc.ir.diagnostics import errors, input_error, only_ours, render_all
 from snncc.ir.ops import Lif
 from snncc.ir.types import Array
 from snncc.passes.base import Context, Pass, Progress, StageRecord, most_held, no_progress, run_pipeline
@@ -72,17 +72,21 @@ def compile(
         records.append(record)
         after(record)
 
+    def where() -> str:
+        return f"pass {passes[len(records) - 1]}" if 0 < len(records) <= len(passes) else "compile"
+
     try:
-        begin, held = time.perf_counter(), most_held()
-        graph = _trace(model, example_input, calibration, context)
-        seconds, memory = time.perf_counter() - begin, most_held() - held
-        traced = StageRecord("trace", graph, seconds, diagnostics=tuple(context.diagnostics), memory=memory)
-        _own_neurons(graph, chosen, asked, context)
-        _run(chosen, asked, passes, graph, context, keep, traced)
-        losses = _selfcheck(chosen, asked, passes, records, context)
-        result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample, losses)
-        # What cannot be written, or is not what was simulated, is said now, not when it is saved.
-        require(result, chosen.files(result.graph, asked))
+        with only_ours(where, context.diagnostics):
+            begin, held = time.perf_counter(), most_held()
+            graph = _trace(model, example_input, calibration, context)
+            seconds, memory = time.perf_counter() - begin, most_held() - held
+            traced = StageRecord("trace", graph, seconds, diagnostics=tuple(context.diagnostics), memory=memory)
+            _own_neurons(graph, chosen, asked, context)
+            _run(chosen, asked, passes, graph, context, keep, traced)
+            losses = _selfcheck(chosen, asked, passes, records, context)
+            result = CompiledModel(chosen, asked, tuple(records), tuple(context.diagnostics), context.sample, losses)
+            # What cannot be written, or is not what was simulated, is said now, not when it is saved.
+            require(result, chosen.files(result.graph, asked))
     except CompileError as error:
         error.compilation = _until(error, chosen, asked, passes, records, context)
         raise
@@ -176,19 +180,20 @@ def check(
     context, records = Context(), list[StageRecord]()
     found: list[Diagnostic]
     try:
-        chosen, asked = _target(target), Options.of(options)
-        chosen.accept(asked)
-        context.timesteps = asked.timesteps
-        passes: list[Pass] = chosen.passes(asked)
-        if calibration is None:
-            at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
-            passes = passes[:at]
-        graph = _trace(model, example_input, calibration, context)
-        _own_neurons(graph, chosen, asked, context)
-        _run(chosen, asked, passes, graph, context, records.append)
-        if calibration is not None:
-            _selfcheck(chosen, asked, passes, records, context)
-            chosen.files(records[-1].graph, asked)
+        with only_ours("check", context.diagnostics):
+            chosen, asked = _target(target), Options.of(options)
+            chosen.accept(asked)
+            context.timesteps = asked.timesteps
+            passes: list[Pass] = chosen.passes(asked)
+            if calibration is None:
+                at = next((i for i, p in enumerate(passes) if isinstance(p, Calibrate)), len(passes))
+                passes = passes[:at]
+            graph = _trace(model, example_input, calibration, context)
+            _own_neurons(graph, chosen, asked, context)
+            _run(chosen, asked, passes, graph, context, records.append)
+            if calibration is not None:
+                _selfcheck(chosen, asked, passes, records, context)
+                chosen.files(records[-1].graph, asked)
         found = context.diagnostics
     except SnnccError as error:
         said = context.diagnostics

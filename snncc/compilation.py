@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from snncc.ir import Diagnostic, Graph, MissingBytes, Node, Source, Stage, ops
-from snncc.ir.diagnostics import errors, input_error
+from snncc.ir.diagnostics import errors, input_error, public
 from snncc.ir.types import Array, Param
 from snncc.passes.base import Progress, StageRecord, no_progress
 from snncc.targets.base import Options, Target
@@ -24,6 +24,7 @@ FEW = 1 << 16  # values that a histogram is made of; of more, every n-th
 OPERATIONS = 5e9  # multiplications of a stage that measuring it may take; sets the number of samples
 
 
+@public
 @dataclass(repr=False)
 class Compilation:
     """The stages of a compile. Of one that failed, :attr:`snncc.CompileError.compilation`.

@@ -32,7 +32,7 @@ from snncc.ir import (
     parse,
     print_graph,
 )
-from snncc.ir.diagnostics import input_error, unknown
+from snncc.ir.diagnostics import guarded, input_error, public, unknown
 from snncc.ir.interp import check_input, encoded
 from snncc.ir.ranges import ranges
 from snncc.ir.types import Array, Loc, Range, Source, per_channel
@@ -79,6 +79,7 @@ class Report(list[dict[str, Any]]):
     __str__ = __repr__
 
 
+@public
 @dataclass(repr=False)
 class CompiledModel(Compilation):
     """A network compiled for a target: all stages of :class:`snncc.compilation.Compilation`, the last of which runs.
@@ -668,6 +669,7 @@ def _as_array(x: Any) -> Array:
     return np.asarray(x.numpy())
 
 
+@guarded
 def load(folder: str | Path) -> CompiledModel:
     """Read a folder that :meth:`CompiledModel.save` wrote.
 

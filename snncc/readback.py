@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from snncc.ir import CompileError, Diagnostic, Graph, Node, ops, parse
+from snncc.ir.diagnostics import OURS
 from snncc.ir.interp import encoded
 from snncc.ir.loihi import SHIFT, UNITY, AtrLif, CubaLif, Delta, Sigma, SigmaDelta, bias_of
 from snncc.ir.ranges import ranges
@@ -110,8 +111,7 @@ def require(compiled: CompiledModel, files: Files) -> None:
     xs = [x[:1] for x in compiled.sample[0]] if compiled.sample and not ready_made else None
     found = check_written(compiled, xs, files={**compiled.last_stage(), **files}, most=OVER_TIME)
     if found:
-        hint = "this is an error of snncc, not of your network: please report it, with the network"
-        raise CompileError([Diagnostic("SNN092", f"{m}", m.loc, hint=hint) for m in found])
+        raise CompileError([Diagnostic("SNN092", f"{m}", m.loc, hint=OURS) for m in found])
 
 
 def _operations(graph: Graph) -> int:

@@ -30,6 +30,7 @@ from snncc import CompiledModel, CompileError, InputError, SnnccError
 from snncc.ir import Severity, print_graph
 from snncc.ir.diagnostics import errors
 from snncc.passes.base import Pass, StageRecord
+from snncc.passes.quantize import Quantize
 from snncc.targets import Options, Target, base
 from snncc.targets.reference import Reference
 
@@ -654,10 +655,10 @@ def test_save_is_whole_or_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     ):
         with monkeypatch.context() as patch:
             patch.setattr(place, name, broken)
-            with pytest.raises((OSError, KeyboardInterrupt)):
+            with pytest.raises((InputError, KeyboardInterrupt)):
                 other.save(folder)
             renames[:] = [folder]
-            with pytest.raises((OSError, KeyboardInterrupt)):
+            with pytest.raises((InputError, KeyboardInterrupt)):
                 other.save(tmp_path / "fresh")
         assert snapshot(folder) == before
         assert sorted(p.name for p in tmp_path.iterdir()) == ["built"]
@@ -917,3 +918,46 @@ def test_no_pickle_anywhere() -> None:
         ), path
         for call in re.findall(r"np\.load\(.*", code):
             assert "allow_pickle=False" in call or path.name == "run.py", (path, call)
+
+
+def broken(*_: object, **__: object) -> object:
+    raise KeyError("inner")
+
+
+def test_errors_of_the_compiler_itself_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not one of many Python exceptions, but a diagnostic; KeyError and all that was known stay its cause."""
+    monkeypatch.setattr(Quantize, "run", broken)
+    with pytest.raises(CompileError, match=r"SNN091.*quantize.*KeyError: 'inner'") as caught:
+        small()
+    assert isinstance(caught.value.__cause__, KeyError)
+    (said,) = errors(list(snncc.check(build("chip_small"), calibration=X)))
+    assert said.code == "SNN091" and "report it" in said.hint
+
+
+def test_what_was_reported_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception behind an error is its consequence."""
+    monkeypatch.setattr(Quantize, "run", broken)
+    with pytest.raises(CompileError) as caught:
+        small(bias="error")
+    assert {d.code for d in errors(caught.value.diagnostics)} == {"SNN020"}
+    assert {d.code for d in errors(list(snncc.check(build("chip_small"), calibration=X, bias="error")))} == {"SNN020"}
+
+
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("snncc.engine.TorchEngine.simulate", lambda model: model.simulate(X)),
+        ("snncc.engine.TorchEngine.run", lambda model: model.network(X)),
+        ("snncc.readback.check_written", lambda model: model.verify(X)),
+        ("snncc.compiled._write_files", lambda model: model.save("nowhere")),
+        ("snncc.compilation.Compilation.record", lambda model: model.explore("nowhere.html")),
+    ],
+)
+def test_only_our_errors_leave_a_call(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, call: Callable[[snncc.CompiledModel], object]
+) -> None:
+    model = small()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(name, broken)
+    with pytest.raises(CompileError, match=r"SNN091.*KeyError"):
+        call(model)

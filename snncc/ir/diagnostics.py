@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import linecache
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from snncc.ir.types import Loc
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 # Stable: a code is never given a second meaning. docs/diagnostics.md is made from this table.
 CODES: dict[str, str] = {
@@ -380,3 +386,52 @@ def meant(word: str, known: Iterable[str]) -> str:
     by_name = {k.lower(): k for k in known}
     near = get_close_matches(word.lower(), by_name, 1)
     return by_name[near[0]] if near else ""
+
+
+OURS = "this is an error of snncc, not of your network: please report it, with the network"
+
+
+@contextmanager
+def only_ours(what: str | Callable[[], str], said: Sequence[Diagnostic] = ()) -> Iterator[None]:
+    """Let nothing but a :class:`SnnccError` leave a public call, and nothing be lost that was reported.
+
+    Args:
+        what: was going on, for SNN091.
+        said: what has been reported so far. An exception behind an error is mostly its consequence, so then those are
+            what is raised.
+
+    Raises:
+        CompileError: in place of any other exception, which is its cause.
+    """
+    try:
+        yield
+    except (SnnccError, MemoryError):
+        raise
+    except OSError as error:  # a full disk, say
+        named = what if isinstance(what, str) else what()
+        raise input_error("SNN075", f"{named}: {error}", "look at the disk and at the rights of the folder") from error
+    except Exception as error:
+        if errors(said):
+            raise CompileError(list(said)) from error
+        words = " ".join(str(error).split())
+        text = f"{what if isinstance(what, str) else what()}: {type(error).__name__}{f': {words}' if words else ''}"
+        raise CompileError([*said, Diagnostic("SNN091", text, hint=OURS)]) from error
+
+
+def public(cls: type[T]) -> type[T]:
+    """A class whose public methods let nothing but a :class:`SnnccError` leave."""
+    for name, method in list(vars(cls).items()):
+        if not name.startswith("_") and inspect.isfunction(method):
+            setattr(cls, name, guarded(method))
+    return cls
+
+
+def guarded(method: Callable[P, T]) -> Callable[P, T]:
+    """A function or method that lets nothing but a :class:`SnnccError` leave."""
+
+    @functools.wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with only_ours(method.__qualname__):
+            return method(*args, **kwargs)
+
+    return call
