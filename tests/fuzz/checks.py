@@ -147,7 +147,7 @@ def _examine(case: Case, outcome: Outcome) -> None:
             compiled = snncc.compile(model, _target(case.target), calibration=[tuple(sample)], **dict(case.options))
         except SnnccError as error:
             outcome.refused = tuple(dict.fromkeys(d.code for d in error.diagnostics if d.severity is Severity.ERROR))
-            _ours(error.diagnostics)
+            _ours(error)
             if not outcome.refused:
                 raise Wrong("foreign", "an error without a diagnostic", str(error)) from None
     if outcome.refused:
@@ -160,10 +160,13 @@ def _examine(case: Case, outcome: Outcome) -> None:
             held()
 
 
-def _ours(diagnostics: Sequence[snncc.Diagnostic]) -> None:
-    for diagnostic in diagnostics:
+def _ours(error: SnnccError) -> None:
+    """Of what says that it is our fault, the exception behind it tells which."""
+    for diagnostic in error.diagnostics:
         if diagnostic.code in INTERNAL:
-            raise Wrong("internal", diagnostic.code, diagnostic.message)
+            cause = error.__cause__
+            where = _foreign(cause).where if isinstance(cause, Exception) else diagnostic.code
+            raise Wrong("internal", where, diagnostic.message)
 
 
 class _Clock:
@@ -417,6 +420,7 @@ def _tuple(outputs: Any) -> tuple[torch.Tensor, ...]:
 
 def _off(mine: Array, theirs: Array, usual: Array | None = None) -> float:
     """The distance (2-norm), relative to the size, at least to what is usual for so many values."""
+    mine, theirs = mine.astype(np.float64), theirs.astype(np.float64)
     size, off = float(np.linalg.norm(theirs)), float(np.linalg.norm(mine - theirs))
     if usual is not None:
         size = max(size, float(np.linalg.norm(usual)) * (theirs.size / usual.size) ** 0.5)
