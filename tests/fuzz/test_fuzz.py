@@ -111,7 +111,7 @@ def one_spike_more(simulation: Any) -> Any:
 
 
 BREAKS: dict[str, tuple[Callable[[pytest.MonkeyPatch], None], str, str]] = {
-    "an exception": (broken(FoldBatchNorm, "run", raising), "foreign", "KeyError in base.__call__"),
+    "an exception": (broken(FoldBatchNorm, "run", raising), "internal", "KeyError in base.__call__"),
     "a pass": (broken(FoldBatchNorm, "run", other_weights), "pass", "fold-batch-norm"),
     "a quantizer": (broken(Quantize, "run", other_weights), "pass", "quantize"),
     "the engine": (broken(TorchEngine, "simulate", one_spike_more), "engine", "if"),
