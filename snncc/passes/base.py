@@ -87,6 +87,7 @@ class Pass:
     requires: ClassVar[tuple[Stage, ...]] = ()
     ensures: ClassVar[Stage | None] = None
     relation: ClassVar[Relation] = Relation.EXACT
+    measures: ClassVar[bool] = False  # runs the network on all calibration data
 
     def run(self, graph: Graph, context: Context) -> Graph:
         """The graph after this pass."""
@@ -155,7 +156,8 @@ def run_pipeline(
     ``after`` is called with each record as it comes (print, dump, time).
     ``traced``: the record of ``graph``, where there is more to say of it.
 
-    A pass that reports an error goes on as far as it can, so that one run finds everything that stands in the way.
+    A pass that reports an error goes on as far as it can, so that one run finds everything that stands in the way. Only
+    what runs the calibration data is not begun behind an error.
 
     Raises:
         CompileError: some pass reported an error; with all diagnostics.
@@ -164,6 +166,8 @@ def run_pipeline(
     after(records[0])
     for p in passes:
         known = list(context.diagnostics)
+        if p.measures and errors(known):
+            break  # what check says in seconds need not wait for all the data
         begin, held = time.perf_counter(), most_held()
         try:
             result = p(graph, context)

@@ -33,6 +33,7 @@ class Calibrate(Pass):
     percentile: float = 99.9
     per: str = "channel"
     name: ClassVar[str] = "calibrate"
+    measures: ClassVar[bool] = True
     requires: ClassVar[tuple[Stage, ...]] = (Stage.FOLDED,)
     relation: ClassVar[Relation] = Relation.EXACT
 
