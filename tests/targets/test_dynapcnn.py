@@ -623,8 +623,7 @@ def test_several_at_once() -> None:
         ("SNN020", "layers.3"),
         ("SNN020", "layers.6"),
         ("SNN020", "layers.9"),
-        ("SNN012", ""),  # of the input, which comes in at the model's forward
-    }
+    }  # and once those are mended, SNN012 of the input, which only calibration sees
 
 
 def test_a_layer_of_zeros() -> None:
