@@ -212,7 +212,9 @@ def test_modules_of_the_float_stage_are_the_network_itself() -> None:
             wanted = sum(network(x) for _ in range(6))
         reset(network)
         for form in FORMS:
-            compiled = snncc.compile(network, "lynxi", calibration=x, timesteps=6, form=form, bias="keep", selfcheck=False)
+            compiled = snncc.compile(
+                network, "lynxi", calibration=x, timesteps=6, form=form, bias="keep", selfcheck=False
+            )
             module = compiled.modules("snn")
             model.reset()
             with torch.no_grad():

@@ -96,9 +96,14 @@ def test_memory_writes_are_our_integers(samna: Samna) -> None:
         graph, chip = model.graph, CHIPS[model.target.name]
         config = model.target.config(graph, model.options)  # type: ignore[attr-defined]
         memories, reader = read_writes(read["writes"], config), Reader(graph, chip)
-        # Biases that the host gives are weights on the chip.
+        # Biases that the host gives are weights on the chip, and then the core's own memory of them holds none.
+        assert not any(np.any(memories[core.index].biases) for core in config.cores if core.biases is None)
         cores = (
-            replace(core, weights=memories[core.index].weights, biases=memories[core.index].biases)
+            replace(
+                core,
+                weights=memories[core.index].weights,
+                biases=None if core.biases is None else memories[core.index].biases,
+            )
             for core in config.cores
         )
         written = {core.index: core for core in with_own_biases(replace(config, cores=tuple(cores))).cores}
@@ -109,7 +114,9 @@ def test_memory_writes_are_our_integers(samna: Samna) -> None:
             assert isinstance(op, ops.Weighted) and neuron is not None and isinstance(neuron.op, ops.If)
             held = memories[layer.core]
             np.testing.assert_array_equal(written[layer.core].weights, reader.kernel(layer))
-            np.testing.assert_array_equal(written[layer.core].biases, 0 if op.bias is None else graph.value(op.bias))
+            biases = written[layer.core].biases
+            wanted = 0 if op.bias is None else graph.value(op.bias)
+            np.testing.assert_array_equal(0 if biases is None else biases, wanted)
             v0 = np.asarray(per_channel(neuron.op.v0, graph.store, 3))
             np.testing.assert_array_equal(held.initial, np.broadcast_to(v0, layer.output))
             relays += ".relay" in neuron.name or ".slice" in neuron.name
