@@ -28,7 +28,7 @@ class Net:
     def __init__(self, timesteps: int) -> None:
         self.arrays: dict[str, Array] = {}
         self.data: dict[str, Any] = {
-            "format": 1, "snncc": "0", "form": "process", "timesteps": timesteps,
+            "format": 1, "snncc": "0", "form": "process", "timesteps": timesteps, "longest": 1 << 20,
             "inputs": [], "populations": [], "connections": [], "outputs": [],
         }  # fmt: skip
 
