@@ -146,7 +146,7 @@ def test_run_without_a_board(python: Path, name: str) -> None:
     x = example_input(SEQUENTIAL_ZOO[name].input_shape, 2)
     with pytest.raises(snncc.InputError, match="no board found: looked for Speck2bTestboard") as caught:
         zoo(name, "speck2b").run(x, 4, python=python)
-    assert [d.code for d in caught.value.diagnostics] == ["SNN080"]
+    assert [d.code for d in caught.value.diagnostics] == ["SNN081"]
 
 
 def test_a_chip_that_this_samna_lacks(python: Path) -> None:
