@@ -105,7 +105,9 @@ vendor: $(ready)  ## the tests that run a vendor's software (after make sdk; SNN
 # what starts processes, which a process does in one way for good (multiprocessing.set_start_method): there, in Lava's.
 not_in_lava := --ignore ../../tests/test_layering.py --ignore ../../tests/targets/test_dynapcnn_events.py \
   --ignore ../../tests/targets/test_dynapcnn_compiled.py --ignore-glob '../../tests/targets/test_lynxi*' \
-  --ignore ../../tests/browser --ignore ../../tests/test_live.py \
+  --ignore ../../tests/browser --ignore ../../tests/test_live.py --ignore ../../tests/fuzz \
+  --ignore ../../tests/test_hints.py --ignore ../../tests/test_readback.py --ignore ../../tests/test_selfcheck.py \
+  --ignore ../../tests/test_normalisation.py --ignore ../../tests/test_messages.py -k "not lynx" \
   --deselect tests/targets/test_lava_runner.py::test_without_lava \
   --deselect tests/passes/test_quantize_sigma_delta.py::test_five_hundred_images
 test-lava: $(ready)  ## the wheel in lava-dl's environment (after make sdk): its tests on Python 3.10 and torch 2.3, SLAYER's blocks
